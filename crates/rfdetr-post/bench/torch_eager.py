@@ -74,7 +74,12 @@ class Job:
         threshold = config["threshold"]
         self.threshold = torch.tensor(threshold, dtype=torch.float32, device=device)
         self.per_class = isinstance(threshold, list)
-        self.scales = [torch.tensor([w, h, w, h], dtype=torch.float32, device=device) for h, w in self.sizes]
+        self.limits = [torch.tensor([w, h, w, h], dtype=torch.float32, device=device) for h, w in self.sizes]
+        net = config["network"] or {"width": self.sizes[0][1], "height": self.sizes[0][0]}
+        frame = (net["width"], net["height"]) * 2
+        self.frame = torch.tensor(frame, dtype=torch.float32, device=device)
+        self.scales = [torch.tensor([a / b for a, b in zip(frame, (w, h, w, h))], dtype=torch.float32, device=device)
+                       for h, w in self.sizes]
         self.coco, self.coco_version = common.coco_module()
         if rle == "encode" and self.coco is None:
             raise SystemExit("--rle encode needs pycocotools")
@@ -96,8 +101,9 @@ class Job:
             query, ids = query[order], ids[order]
             laps.lap("select")
             cx, cy, w, h = self.boxes[b].float()[query].unbind(-1)
-            xyxy = torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], -1) * self.scales[b]
-            xyxy = torch.minimum(xyxy.clamp(min=0), self.scales[b]).round().to(torch.int32)
+            xyxy = torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], -1)
+            xyxy = xyxy * self.frame / self.scales[b]
+            xyxy = torch.minimum(xyxy.clamp(min=0), self.limits[b]).round().to(torch.int32)
             rows = (xyxy.cpu(), scores.cpu(), ids.cpu())
             laps.lap("boxes")
             out.append((rows, self.masks(b, query, height, width, laps)))
