@@ -1,1 +1,16 @@
-//! Skeleton.
+//! Support for the tests that span crates: cases, fixtures, comparison, oracle and strategies.
+//!
+//! The tests form a chain: upstream's answers = the reference = the fast CPU path = the emulated kernels = the GPU.
+//! Every link uses this crate:
+//!
+//! - [`case`]: an owned request, as fixtures and strategies make it;
+//! - [`compare`]: the first difference of two answers, by name; floats by bits, all NaNs equal;
+//! - [`fixtures`]: the answers of others, read from `tests/fixtures`;
+//! - [`oracle`]: an independent implementation in f64 with an argued error bound;
+//! - [`plain`]: brute-force run lengths, areas and boxes;
+//! - [`strategies`]: random, lopsided, hostile requests for `proptest`.
+#![forbid(unsafe_code)]
+
+pub mod case;
+pub mod compare;
+pub mod fixtures;
