@@ -10,6 +10,8 @@
 )]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features, reason = "convergent operations exist only as intrinsics"))]
 
+#[cfg(feature = "self-test")]
+pub mod self_test;
 pub mod simt;
 
 #[cfg(all(target_arch = "nvptx64", not(feature = "cuda-std")))]

@@ -1,7 +1,10 @@
 //! The emulator is checked before it checks anything: each detector has a kernel that it must catch and the nearest
 //! correct one that it must pass.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "the kernels here are wrong on purpose, and the emulator checks them")]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "the kernels here are wrong on purpose, and the emulator checks them"
+)]
 
 use rfdetr_post_kernels::simt::emulator::{Device, Fault, FaultKind, Launch, Options, Policy, Space};
 use rfdetr_post_kernels::simt::global::Global;
@@ -75,11 +78,23 @@ fn votes_shuffles_and_reductions() {
 
 #[test]
 fn barrier_caught() {
-    let fault = caught(1, 64, || if thread_idx_x() < 40 { sync_threads() }, |kind| *kind == FaultKind::DivergentBarrier);
+    let fault = caught(
+        1,
+        64,
+        || {
+            if thread_idx_x() < 40 {
+                sync_threads()
+            }
+        },
+        |kind| *kind == FaultKind::DivergentBarrier,
+    );
     assert!(fault.place.is_some() && fault.other.is_some());
-    caught(1, 64, || if thread_idx_x() < 40 { sync_threads() } else { sync_threads() }, |kind| {
-        *kind == FaultKind::DivergentBarrier
-    });
+    caught(
+        1,
+        64,
+        || if thread_idx_x() < 40 { sync_threads() } else { sync_threads() },
+        |kind| *kind == FaultKind::DivergentBarrier,
+    );
 }
 
 #[test]
@@ -95,11 +110,28 @@ fn barrier_passes() {
 #[test]
 fn vote_caught() {
     let missing = |kind: &FaultKind| matches!(kind, FaultKind::MissingLanes { .. });
-    caught(1, 32, || if thread_idx_x() != 7 { warp::warp_vote_any(FULL_MASK, true); }, missing);
-    caught(1, 32, || if thread_idx_x() < 16 { warp::sync_warp(FULL_MASK) } else { warp::sync_warp(FULL_MASK) }, missing);
-    caught(1, 32, || if thread_idx_x() < 16 { warp::sync_warp(FULL_MASK) } else { sync_threads() }, |kind| {
-        missing(kind)
-    });
+    caught(
+        1,
+        32,
+        || {
+            if thread_idx_x() != 7 {
+                warp::warp_vote_any(FULL_MASK, true);
+            }
+        },
+        missing,
+    );
+    caught(
+        1,
+        32,
+        || if thread_idx_x() < 16 { warp::sync_warp(FULL_MASK) } else { warp::sync_warp(FULL_MASK) },
+        missing,
+    );
+    caught(
+        1,
+        32,
+        || if thread_idx_x() < 16 { warp::sync_warp(FULL_MASK) } else { sync_threads() },
+        |kind| missing(kind),
+    );
     caught(1, 32, || warp::sync_warp(0xff), |kind| matches!(kind, FaultKind::LaneNotInMask { mask: 0xff }));
 }
 
@@ -115,13 +147,21 @@ fn vote_passes() {
 
 #[test]
 fn shuffle_caught() {
-    let body = || if thread_idx_x() < 16 { warp::warp_shuffle_down(0xffff, 1, 1); };
+    let body = || {
+        if thread_idx_x() < 16 {
+            warp::warp_shuffle_down(0xffff, 1, 1);
+        }
+    };
     caught(1, 32, body, |kind| *kind == FaultKind::ShuffleFromOutside { mask: 0xffff, source: 16 });
 }
 
 #[test]
 fn shuffle_passes() {
-    passes(1, 32, || if thread_idx_x() < 16 { warp::warp_shuffle_xor(0xffff, 1, 1); });
+    passes(1, 32, || {
+        if thread_idx_x() < 16 {
+            warp::warp_shuffle_xor(0xffff, 1, 1);
+        }
+    });
 }
 
 #[test]
@@ -136,23 +176,39 @@ fn bounds_caught() {
         let fault = run_on(&mut device, 1, 32, || unsafe { Global::<u32>::from_address(address).store(idx, 1) });
         assert!(matches!(fault.unwrap_err().kind, FaultKind::OutOfBounds { space: Space::Global, .. }));
     }
-    let fault = run_on(&mut device, 1, 32, || unsafe { Global::<[u32; 4]>::from_address(address + 8).store(0, [0; 4]) });
+    let fault =
+        run_on(&mut device, 1, 32, || unsafe { Global::<[u32; 4]>::from_address(address + 8).store(0, [0; 4]) });
     assert!(misaligned(&fault.unwrap_err().kind));
 }
 
 #[test]
 fn bounds_pass() {
-    passes(1, 32, || if thread_idx_x() == 0 { unsafe { shared(0).store(255, 1) } });
+    passes(1, 32, || {
+        if thread_idx_x() == 0 {
+            unsafe { shared(0).store(255, 1) }
+        }
+    });
     let mut device = Device::new(1);
     let address = device.arena.alloc(100);
-    run_on(&mut device, 1, 32, || if thread_idx_x() == 0 { unsafe { Global::<u32>::from_address(address).store(24, 1) } })
-        .unwrap();
+    run_on(&mut device, 1, 32, || {
+        if thread_idx_x() == 0 {
+            unsafe { Global::<u32>::from_address(address).store(24, 1) }
+        }
+    })
+    .unwrap();
 }
 
 #[test]
 fn uninitialized_caught() {
     let unwritten = |kind: &FaultKind| matches!(kind, FaultKind::Uninitialized { .. });
-    caught(2, 32, || unsafe { shared(0).load(3); }, unwritten);
+    caught(
+        2,
+        32,
+        || unsafe {
+            shared(0).load(3);
+        },
+        unwritten,
+    );
     // Three bytes of four.
     let body = || unsafe {
         if thread_idx_x() == 0 {
@@ -162,12 +218,23 @@ fn uninitialized_caught() {
     };
     caught(1, 32, body, unwritten);
     // What an earlier block left does not count.
-    caught(2, 32, || unsafe {
-        if block_idx_x() == 0 { shared(0).store(thread_idx_x(), 1) } else { shared(0).load(thread_idx_x()); }
-    }, unwritten);
+    caught(
+        2,
+        32,
+        || unsafe {
+            if block_idx_x() == 0 {
+                shared(0).store(thread_idx_x(), 1)
+            } else {
+                shared(0).load(thread_idx_x());
+            }
+        },
+        unwritten,
+    );
     let mut device = Device::new(1);
     let address = device.arena.alloc(100);
-    let fault = run_on(&mut device, 1, 32, || unsafe { Global::<u32>::from_address(address).load(0); });
+    let fault = run_on(&mut device, 1, 32, || unsafe {
+        Global::<u32>::from_address(address).load(0);
+    });
     assert!(unwritten(&fault.unwrap_err().kind));
 }
 
@@ -188,50 +255,89 @@ fn is_race(kind: &FaultKind) -> bool {
 #[test]
 fn shared_race_caught() {
     // Neighbors across and inside a warp, without a barrier.
-    let fault = caught(1, 64, || unsafe {
-        let lane = thread_idx_x();
-        shared(0).store(lane, lane);
-        if lane != 63 || true {
-            warp::warp_vote_any(FULL_MASK, true);
-        }
-        if warp::lane_id() == 0 { shared(0).store(lane + 1, 0) }
-    }, is_race);
+    let fault = caught(
+        1,
+        64,
+        || unsafe {
+            let lane = thread_idx_x();
+            shared(0).store(lane, lane);
+            if lane != 63 || true {
+                warp::warp_vote_any(FULL_MASK, true);
+            }
+            if warp::lane_id() == 0 {
+                shared(0).store(lane + 1, 0)
+            }
+        },
+        is_race,
+    );
     let other = fault.other.unwrap();
     assert_ne!(other.place, fault.place, "both places are named");
     assert_eq!(other.lanes.len(), 1);
     // `sync_warp` does not reach the other warp.
-    caught(1, 64, || unsafe {
-        let lane = thread_idx_x();
-        shared(0).store(lane, lane);
-        warp::sync_warp(FULL_MASK);
-        if lane == 0 { shared(0).store(63, 0) }
-    }, is_race);
+    caught(
+        1,
+        64,
+        || unsafe {
+            let lane = thread_idx_x();
+            shared(0).store(lane, lane);
+            warp::sync_warp(FULL_MASK);
+            if lane == 0 {
+                shared(0).store(63, 0)
+            }
+        },
+        is_race,
+    );
     // A write after reads of many lanes.
-    caught(1, 64, || unsafe {
-        let lane = thread_idx_x();
-        if lane == 0 { shared(0).store(0, 5) }
-        sync_threads();
-        shared(0).load(0);
-        if lane == 33 { shared(0).store(0, 6) }
-    }, is_race);
+    caught(
+        1,
+        64,
+        || unsafe {
+            let lane = thread_idx_x();
+            if lane == 0 {
+                shared(0).store(0, 5)
+            }
+            sync_threads();
+            shared(0).load(0);
+            if lane == 33 {
+                shared(0).store(0, 6)
+            }
+        },
+        is_race,
+    );
     // Atomic against plain.
-    caught(1, 64, || unsafe {
-        if thread_idx_x() == 0 { shared(0).store(0, 0) }
-        sync_threads();
-        shared(0).fetch_add(0, 1);
-        if thread_idx_x() == 40 { shared(0).load(0); }
-    }, is_race);
+    caught(
+        1,
+        64,
+        || unsafe {
+            if thread_idx_x() == 0 {
+                shared(0).store(0, 0)
+            }
+            sync_threads();
+            shared(0).fetch_add(0, 1);
+            if thread_idx_x() == 40 {
+                shared(0).load(0);
+            }
+        },
+        is_race,
+    );
     // Two lanes, one byte.
     caught(1, 32, || unsafe { Shared::<u8>::at(0).store(thread_idx_x() / 2, 1) }, is_race);
     // `sync_warp` of half a warp does not reach the other half.
-    caught(1, 32, || unsafe {
-        let lane = thread_idx_x();
-        shared(0).store(lane, lane);
-        if lane < 16 {
-            warp::sync_warp(0xffff);
-            if lane == 3 { shared(0).store(16, 0) }
-        }
-    }, is_race);
+    caught(
+        1,
+        32,
+        || unsafe {
+            let lane = thread_idx_x();
+            shared(0).store(lane, lane);
+            if lane < 16 {
+                warp::sync_warp(0xffff);
+                if lane == 3 {
+                    shared(0).store(16, 0)
+                }
+            }
+        },
+        is_race,
+    );
 }
 
 #[test]
@@ -244,9 +350,13 @@ fn shared_race_passes() {
         sync_threads();
         shared(0).store((lane + 1) % 64, 7);
         warp::sync_warp(FULL_MASK);
-        if warp::lane_id() > 0 { assert_eq!(shared(0).load(lane), 7) }
+        if warp::lane_id() > 0 {
+            assert_eq!(shared(0).load(lane), 7)
+        }
         sync_threads();
-        if lane == 0 { shared(0).store(0, 0) }
+        if lane == 0 {
+            shared(0).store(0, 0)
+        }
         sync_threads();
         shared(0).fetch_add(0, 1);
         sync_threads();
@@ -254,7 +364,9 @@ fn shared_race_passes() {
         // Four lanes, the four bytes of a word.
         Shared::<u8>::at(512).store(lane, lane as u8);
         sync_threads();
-        if lane < 16 { assert_eq!(shared(512).load(lane) & 255, lane * 4) }
+        if lane < 16 {
+            assert_eq!(shared(512).load(lane) & 255, lane * 4)
+        }
     });
     passes(1, 32, || unsafe {
         let lane = thread_idx_x();
@@ -270,26 +382,32 @@ fn shared_race_passes() {
 
 /// Block 0 hands a value to block 1 through a flag; the steps are given by the case.
 fn hand_over(publish: impl Fn(Global<u32>), receive: impl Fn(Global<u32>)) -> Vec<Result<(), Fault>> {
-    SEEDS.map(|seed| {
-        let mut device = Device::new(seed);
-        let data = device.arena.alloc(256);
-        let flag = device.arena.alloc_zeroed(4);
-        let (data, flag) = (Global::<u32>::from_address(data), Global::<u32>::from_address(flag));
-        let body = || unsafe {
-            let lane = thread_idx_x();
-            if block_idx_x() == 0 {
-                data.store(lane as usize, lane + 1);
-                sync_threads();
-                if lane == 0 { publish(flag) }
-            } else {
-                if lane == 0 { receive(flag) }
-                sync_threads();
-                assert_eq!(data.load(63 - lane as usize), 64 - lane);
-            }
-        };
-        let launch = Launch::closure("hand_over", 2, 64, 0, body);
-        device.run(&[launch], Options { max_resident_blocks: Some(4), ..Options::default() }).map(|_| ())
-    }).collect()
+    SEEDS
+        .map(|seed| {
+            let mut device = Device::new(seed);
+            let data = device.arena.alloc(256);
+            let flag = device.arena.alloc_zeroed(4);
+            let (data, flag) = (Global::<u32>::from_address(data), Global::<u32>::from_address(flag));
+            let body = || unsafe {
+                let lane = thread_idx_x();
+                if block_idx_x() == 0 {
+                    data.store(lane as usize, lane + 1);
+                    sync_threads();
+                    if lane == 0 {
+                        publish(flag)
+                    }
+                } else {
+                    if lane == 0 {
+                        receive(flag)
+                    }
+                    sync_threads();
+                    assert_eq!(data.load(63 - lane as usize), 64 - lane);
+                }
+            };
+            let launch = Launch::closure("hand_over", 2, 64, 0, body);
+            device.run(&[launch], Options { max_resident_blocks: Some(4), ..Options::default() }).map(|_| ())
+        })
+        .collect()
 }
 
 fn wait_acquire(flag: Global<u32>) {
@@ -306,7 +424,13 @@ fn global_race_caught() {
         hand_over(|flag| unsafe { flag.store_volatile(0, 1) }, wait_volatile),
         hand_over(|flag| unsafe { flag.store_release(0, 1) }, wait_volatile),
         hand_over(|flag| unsafe { flag.store_volatile(0, 1) }, wait_acquire),
-        hand_over(|flag| unsafe { flag.fetch_add(0, 1); fence::device() }, wait_acquire),
+        hand_over(
+            |flag| unsafe {
+                flag.fetch_add(0, 1);
+                fence::device()
+            },
+            wait_acquire,
+        ),
     ];
     for result in cases.iter().flatten() {
         let fault = result.as_ref().expect_err("the race was not caught");
@@ -322,11 +446,39 @@ fn global_race_caught() {
 fn global_race_passes() {
     let cases = [
         hand_over(|flag| unsafe { flag.store_release(0, 1) }, wait_acquire),
-        hand_over(|flag| unsafe { flag.fetch_add_acq_rel(0, 1); }, wait_acquire),
-        hand_over(|flag| { fence::device(); unsafe { flag.store_volatile(0, 1) } }, |flag| { wait_volatile(flag); fence::device() }),
-        hand_over(|flag| { fence::device(); unsafe { flag.fetch_or(0, 1); } }, wait_acquire),
+        hand_over(
+            |flag| unsafe {
+                flag.fetch_add_acq_rel(0, 1);
+            },
+            wait_acquire,
+        ),
+        hand_over(
+            |flag| {
+                fence::device();
+                unsafe { flag.store_volatile(0, 1) }
+            },
+            |flag| {
+                wait_volatile(flag);
+                fence::device()
+            },
+        ),
+        hand_over(
+            |flag| {
+                fence::device();
+                unsafe {
+                    flag.fetch_or(0, 1);
+                }
+            },
+            wait_acquire,
+        ),
         // A relaxed update between release and acquire keeps the chain.
-        hand_over(|flag| unsafe { flag.store_release(0, 1); flag.fetch_add(0, 1); }, wait_acquire),
+        hand_over(
+            |flag| unsafe {
+                flag.store_release(0, 1);
+                flag.fetch_add(0, 1);
+            },
+            wait_acquire,
+        ),
     ];
     for result in cases.iter().flatten() {
         result.as_ref().unwrap_or_else(|fault| panic!("{fault}"));
@@ -362,10 +514,14 @@ fn look_back_passes() {
         let body = || unsafe {
             let block = block_idx_x() as usize;
             if thread_idx_x() == 0 {
-                let before = if block == 0 { 1 } else {
+                let before = if block == 0 {
+                    1
+                } else {
                     loop {
                         let value = prefix.load_acquire(block - 1);
-                        if value != 0 { break value }
+                        if value != 0 {
+                            break value;
+                        }
                     }
                 };
                 prefix.store_release(block, before + 1);
@@ -384,7 +540,9 @@ fn two_launches(seed: u64, pdl: bool, waits: bool, nc: bool) -> Result<(), Fault
         data.store((block_idx_x() * 32 + thread_idx_x()) as usize, thread_idx_x());
     });
     let second = Launch::closure("second", 4, 32, 0, || unsafe {
-        if waits { grid::depend_wait() }
+        if waits {
+            grid::depend_wait()
+        }
         let idx = (127 - block_idx_x() * 32 - thread_idx_x()) as usize;
         assert_eq!(if nc { data.load_nc(idx) } else { data.load(idx) }, idx as u32 % 32);
     });
@@ -411,16 +569,20 @@ fn dependent_launch_passes() {
 }
 
 fn constant_launch(writes: bool) -> Vec<Result<(), Fault>> {
-    SEEDS.map(|seed| {
-        let mut device = Device::new(seed);
-        let data = Global::<u32>::from_address(device.arena.upload_slice(&[3u32; 64]));
-        run_on(&mut device, 1, 64, || unsafe {
-            let lane = thread_idx_x() as usize;
-            assert_eq!(data.load_nc(63 - lane), 3);
-            sync_threads();
-            if writes { data.store(lane, 1) }
+    SEEDS
+        .map(|seed| {
+            let mut device = Device::new(seed);
+            let data = Global::<u32>::from_address(device.arena.upload_slice(&[3u32; 64]));
+            run_on(&mut device, 1, 64, || unsafe {
+                let lane = thread_idx_x() as usize;
+                assert_eq!(data.load_nc(63 - lane), 3);
+                sync_threads();
+                if writes {
+                    data.store(lane, 1)
+                }
+            })
         })
-    }).collect()
+        .collect()
 }
 
 #[test]
@@ -444,8 +606,21 @@ fn endless_loop_caught() {
     let fault = run_on(&mut device, 2, 32, || while unsafe { flag.load_acquire(0) } == 0 {});
     assert_eq!(fault.unwrap_err().kind, FaultKind::EndlessLoop);
     let options = Options { step_limit: 10_000, ..Options::default() };
-    let launch = Launch::closure("case", 1, 32, 64, || loop { unsafe { shared(0).fetch_or(0, 1); } });
-    let setup = Launch::closure("case", 1, 32, 64, || loop { unsafe { Shared::<u32>::at(0).store(0, 1); sync_threads() } });
+    let launch = Launch::closure("case", 1, 32, 64, || {
+        loop {
+            unsafe {
+                shared(0).fetch_or(0, 1);
+            }
+        }
+    });
+    let setup = Launch::closure("case", 1, 32, 64, || {
+        loop {
+            unsafe {
+                Shared::<u32>::at(0).store(0, 1);
+                sync_threads()
+            }
+        }
+    });
     assert!(device.run(&[launch], options).is_err());
     assert!(device.run(&[setup], options).is_err());
 }
@@ -455,14 +630,18 @@ fn endless_loop_passes() {
     let mut device = Device::new(3);
     let flag = Global::<u32>::from_address(device.arena.alloc_zeroed(4));
     run_on(&mut device, 1, 64, || unsafe {
-        if thread_idx_x() == 63 { flag.store_release(0, 1) }
+        if thread_idx_x() == 63 {
+            flag.store_release(0, 1)
+        }
         while flag.load_acquire(0) == 0 {}
-    }).unwrap();
+    })
+    .unwrap();
 }
 
 #[test]
 fn panic_caught() {
-    let fault = caught(1, 32, || assert!(thread_idx_x() < 5, "lane too high"), |kind| matches!(kind, FaultKind::Panic(_)));
+    let fault =
+        caught(1, 32, || assert!(thread_idx_x() < 5, "lane too high"), |kind| matches!(kind, FaultKind::Panic(_)));
     assert!(fault.to_string().contains("lane too high"), "{fault}");
 }
 

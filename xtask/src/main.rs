@@ -1,2 +1,36 @@
-//! Skeleton.
-fn main() {}
+//! The workshop of the workspace: `cargo xtask COMMAND`.
+//!
+//! This file declares the flags and dispatches; each command is a module. The commands spawn cargo and read files, so this
+//! crate depends on no other crate of the workspace.
+
+#![forbid(unsafe_code)]
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod build_ptx;
+mod ptx_check;
+mod ptx_report;
+mod workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The workshop of the workspace")]
+struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
+    BuildPtx(build_ptx::Flags),
+    /// Show registers, spills, shared memory and stack of every kernel; fail on spills, a stack or generic accesses.
+    PtxReport(ptx_report::Flags),
+}
+
+fn main() -> Result<()> {
+    match Flags::parse().command {
+        Command::BuildPtx(flags) => build_ptx::run(&flags),
+        Command::PtxReport(flags) => ptx_report::run(&flags),
+    }
+}

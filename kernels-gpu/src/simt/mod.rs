@@ -94,7 +94,7 @@ macro_rules! kernel {
                 };
 
                 #[inline(always)]
-                fn body($args: &Args, _params: $crate::simt::params::Params) {
+                fn declared_body($args: &Args, _params: $crate::simt::params::Params) {
                     $(let $params = _params;)?
                     $body
                 }
@@ -107,7 +107,7 @@ macro_rules! kernel {
                 pub fn launch(
                     args: Args, grid: u32, block: u32, shared_bytes: u32,
                 ) -> $crate::simt::emulator::Launch<'static> {
-                    $crate::simt::emulator::Launch::new(INFO, args, grid, block, shared_bytes, body)
+                    $crate::simt::emulator::Launch::new(INFO, args, grid, block, shared_bytes, declared_body)
                 }
             }
         )*
@@ -138,7 +138,7 @@ macro_rules! kernel {
                     options(pure, nomem, nostack)
                 )
             };
-            body(&args, $crate::simt::params::Params::from_address(address));
+            declared_body(&args, $crate::simt::params::Params::from_address(address));
         }
 
         /// The entry of the PTX, under rust-cuda.
@@ -148,7 +148,7 @@ macro_rules! kernel {
         #[cfg(feature = "cuda-std")]
         #[::cuda_std::kernel]
         pub unsafe fn $name(args: Args) {
-            body(&args, $crate::simt::params::Params::from_address(&raw const args as u64));
+            declared_body(&args, $crate::simt::params::Params::from_address(&raw const args as u64));
         }
     };
 }

@@ -109,7 +109,13 @@ impl Knowledge {
         let (mut i, mut j) = (0, 0);
         while i < mine.len() && j < other.entries.len() {
             let (a, b) = (mine[i], other.entries[j]);
-            merged.push(if a.0 < b.0 { a } else if b.0 < a.0 { b } else { (a.0, a.1.max(b.1)) });
+            merged.push(if a.0 < b.0 {
+                a
+            } else if b.0 < a.0 {
+                b
+            } else {
+                (a.0, a.1.max(b.1))
+            });
             i += (a.0 <= b.0) as usize;
             j += (b.0 <= a.0) as usize;
         }

@@ -219,7 +219,12 @@ unsafe fn fail_access(engine: *mut Engine<'static>, (kind, other): Found, place:
 
 /// An atomic access to a word: checks it, applies `update`, moves knowledge, and returns the value before.
 pub(super) fn atomic(
-    space: Space, address: u64, kind: Kind, order: Order, place: Place, update: impl FnOnce(u32) -> u32,
+    space: Space,
+    address: u64,
+    kind: Kind,
+    order: Order,
+    place: Place,
+    update: impl FnOnce(u32) -> u32,
 ) -> u32 {
     let engine = current();
     interleave(engine, kind == Kind::AtomicRead, place);
@@ -289,7 +294,11 @@ pub(super) fn fail_here(kind: FaultKind, place: Place) -> ! {
 
 impl<'a> Engine<'a> {
     pub(super) fn new(
-        launches: &'a [Launch<'a>], options: Options, mut random: Random, seed: u64, first_uid: u32,
+        launches: &'a [Launch<'a>],
+        options: Options,
+        mut random: Random,
+        seed: u64,
+        first_uid: u32,
         global: &'a mut Memory,
     ) -> Self {
         let mut progress = Vec::with_capacity(launches.len());
@@ -437,9 +446,8 @@ impl<'a> Engine<'a> {
         }
         slot.warps[warp].meeting |= bit;
         let is_complete = slot.warps[warp].meeting & wait.mask == wait.mask
-            && lanes_of(wait.mask).all(|lane| {
-                slot.lanes[warp * 32 + lane as usize].wait.is_some_and(|other| other.is_with(&wait))
-            });
+            && lanes_of(wait.mask)
+                .all(|lane| slot.lanes[warp * 32 + lane as usize].wait.is_some_and(|other| other.is_with(&wait)));
         self.clear_ready(slot_idx, warp, bit);
         if is_complete {
             self.finish_meeting(slot_idx, warp, wait);
@@ -535,9 +543,7 @@ impl<'a> Engine<'a> {
         let Some(wait) = slot.lanes[waiting].wait else { return };
         let elsewhere = |lane: &u32| {
             wait.mask >> (lane & 31) & 1 == 1
-                && slot.lanes[*lane as usize]
-                    .wait
-                    .is_none_or(|other| !other.is_with(&wait))
+                && slot.lanes[*lane as usize].wait.is_none_or(|other| !other.is_with(&wait))
         };
         let lanes: Vec<u32> = (warp as u32 * 32..warp as u32 * 32 + 32).filter(elsewhere).collect();
         let place = lanes.first().and_then(|&lane| slot.lanes[lane as usize].wait).map(|wait| wait.place);
@@ -755,7 +761,9 @@ impl<'a> Engine<'a> {
                 1 << lanes_of(ready).nth(skip as usize).unwrap_or(0)
             }
             // Now and then only a part of the warp, as if it had diverged.
-            _ if self.random.below(8) == 0 => Some(ready & self.random.next() as u32).filter(|&l| l != 0).unwrap_or(ready),
+            _ if self.random.below(8) == 0 => {
+                Some(ready & self.random.next() as u32).filter(|&l| l != 0).unwrap_or(ready)
+            }
             _ => ready,
         };
         (slot, warp, lanes)

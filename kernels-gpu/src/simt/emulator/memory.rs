@@ -235,7 +235,14 @@ impl Memory {
     /// block of the running launch.
     #[inline]
     pub(super) fn access(
-        &mut self, view: View<'_>, address: u64, size: u32, kind: Kind, place: Place, nc_limit: u32, launch_uid: u32,
+        &mut self,
+        view: View<'_>,
+        address: u64,
+        size: u32,
+        kind: Kind,
+        place: Place,
+        nc_limit: u32,
+        launch_uid: u32,
     ) -> Result<usize, Found> {
         let offset = self.locate(address, size)?;
         let bits = ((1u64 << size) - 1) << (offset & 63);
@@ -307,7 +314,13 @@ impl Memory {
     /// The slow path: exact to the byte and the lane. Fails with (not coherent, other side).
     #[cold]
     fn access_list(
-        &mut self, view: View<'_>, word: usize, bytes: u8, kind: Kind, place: Place, nc_limit: u32,
+        &mut self,
+        view: View<'_>,
+        word: usize,
+        bytes: u8,
+        kind: Kind,
+        place: Place,
+        nc_limit: u32,
     ) -> Result<(), (bool, (Stamp, Other))> {
         let me = view.lane.stamp;
         let at = self.list_of(word, me);
@@ -334,7 +347,11 @@ impl Memory {
         let mine = 1 << (me.lane() & 31);
         let mut merged = false;
         list.accesses.retain_mut(|access| {
-            if access.kind == kind && access.bytes == bytes && access.stamp == me.of_warp() && std::ptr::eq(access.place, place) {
+            if access.kind == kind
+                && access.bytes == bytes
+                && access.stamp == me.of_warp()
+                && std::ptr::eq(access.place, place)
+            {
                 access.lanes |= mine;
                 merged = true;
                 return true;

@@ -89,7 +89,12 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// A launch of a declared kernel; `kernel!` writes the call.
     pub fn new<A: Copy + 'a>(
-        info: KernelInfo, args: A, grid: u32, block: u32, shared_bytes: u32, body: fn(&A, Params),
+        info: KernelInfo,
+        args: A,
+        grid: u32,
+        block: u32,
+        shared_bytes: u32,
+        body: fn(&A, Params),
     ) -> Self {
         // Boxed first: the record must stay where `Params` points.
         let args = Box::new(args);
