@@ -14,7 +14,7 @@
 //! - [`geometry`]: how an image became a network input, and the way back;
 //! - [`score`]: the portable sigmoid and the logit that a threshold stands for;
 //! - [`reference`]: selection, boxes, masks and run lengths as plain loops;
-
+//! - [`plan`]: every buffer size and launch dimension of the GPU path, as values that can be printed;
 //! - [`packed`]: the `repr(C)` records that host and device share;
 //! - [`detections`]: the answer.
 #![no_std]
@@ -39,6 +39,8 @@ mod math;
 pub mod models;
 #[cfg(feature = "alloc")]
 pub mod options;
+#[cfg(feature = "alloc")]
+pub mod plan;
 #[cfg(feature = "alloc")]
 pub mod reference;
 #[cfg(feature = "alloc")]

@@ -62,3 +62,364 @@ pub struct Health {
 }
 
 const _: () = assert!(size_of::<Health>() == 20);
+
+/// The most queries, class columns and selected candidates that the kernels take.
+pub const MAX_QUERIES: u32 = 1024;
+/// The most class columns that the kernels take.
+pub const MAX_CLASSES: u32 = 1024;
+/// The largest `num_select` that the kernels take: one block sorts the selected candidates.
+pub const MAX_SELECT: u32 = 1024;
+/// The largest side of a mask grid that the kernels take.
+pub const MAX_MASK_SIDE: u32 = 512;
+/// The largest side of an image that the kernels take.
+pub const MAX_IMAGE_SIDE: u32 = 16_384;
+/// The largest batch that the kernels take.
+pub const MAX_BATCH: u32 = 256;
+
+/// Image records that travel inside the argument record; larger batches read them from device memory.
+pub const INLINE_IMAGES: usize = 8;
+
+/// Element type of a device tensor, as in `DType`.
+pub const DTYPE_F32: u32 = 0;
+/// IEEE binary16.
+pub const DTYPE_F16: u32 = 1;
+/// bfloat16.
+pub const DTYPE_BF16: u32 = 2;
+
+/// Scores by torch CUDA's sigmoid instead of the portable one.
+pub const FLAG_TORCH_SCORE: u32 = 1;
+/// Boxes are normalised coordinates times the original size.
+pub const FLAG_WHOLE_IMAGE: u32 = 1 << 1;
+/// Boxes are clipped to the image.
+pub const FLAG_CLIP_BOXES: u32 = 1 << 2;
+/// Boxes are rounded half to even.
+pub const FLAG_ROUND_BOXES: u32 = 1 << 3;
+/// Negative sizes count as zero.
+pub const FLAG_CLAMP_SIZES: u32 = 1 << 4;
+/// Masks are resized without antialias.
+pub const FLAG_BILINEAR: u32 = 1 << 5;
+/// Run lengths leave as COCO's compressed string, otherwise as counts.
+pub const FLAG_RLE_STRING: u32 = 1 << 6;
+/// Masks leave as bits, otherwise as bytes.
+pub const FLAG_BIT_PACKED: u32 = 1 << 7;
+/// The selection is the last kernel: it writes the answer itself.
+pub const FLAG_SELECT_ONLY: u32 = 1 << 8;
+
+/// Image flag: a static crop offset is added to the boxes.
+pub const IMAGE_CROPPED: u32 = 1;
+/// Image flag: the window already has the content's size, its values are used as they are.
+pub const IMAGE_IDENTITY: u32 = 1 << 1;
+/// Image flag: rows have more than two taps, every output row is evaluated on its own.
+pub const IMAGE_PLAIN_ROWS: u32 = 1 << 2;
+
+/// Row-group table: this bit of an entry marks a group with a row of more than two taps.
+pub const GROUP_IS_IRREGULAR: u32 = 1 << 31;
+
+/// What the kernels must know of one image.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C, align(16))]
+pub struct ImageRecord {
+    /// Columns of the mask: the original image's.
+    pub width: u32,
+    /// Rows of the mask.
+    pub height: u32,
+    /// Columns that the window is resized to.
+    pub content_w: u32,
+    /// Rows that the window is resized to.
+    pub content_h: u32,
+    /// Columns of the canvas left of the content.
+    pub offset_x: u32,
+    /// Rows of the canvas above the content.
+    pub offset_y: u32,
+    /// First grid column of the window; negative where zeros are added.
+    pub window_x: i32,
+    /// First grid row of the window.
+    pub window_y: i32,
+    /// Columns of the window; 0 when nothing is left.
+    pub window_w: u32,
+    /// Rows of the window; 0 when nothing is left.
+    pub window_h: u32,
+    /// Window cells an output column.
+    pub scale_x: f32,
+    /// Half width of the horizontal filter, in cells.
+    pub support_x: f32,
+    /// Its reciprocal.
+    pub inverse_x: f32,
+    /// Window cells an output row.
+    pub scale_y: f32,
+    /// Half height of the vertical filter, in cells.
+    pub support_y: f32,
+    /// Its reciprocal.
+    pub inverse_y: f32,
+    /// `IMAGE_` flags.
+    pub flags: u32,
+    /// Columns of the frame D.
+    pub frame_w: f32,
+    /// Rows of the frame D.
+    pub frame_h: f32,
+    /// Left padding of D.
+    pub pad_left: f32,
+    /// Top padding of D.
+    pub pad_top: f32,
+    /// D-pixels a content pixel, horizontally.
+    pub box_scale_x: f32,
+    /// D-pixels a content pixel, vertically.
+    pub box_scale_y: f32,
+    /// Static crop offset.
+    pub crop_x: f32,
+    /// Static crop offset.
+    pub crop_y: f32,
+    /// Unused.
+    pub reserved: [u32; 3],
+}
+
+const _: () = assert!(size_of::<ImageRecord>() == 112);
+
+/// Header of one image in the packed result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C, align(16))]
+pub struct ImageHeader {
+    /// Number of rows.
+    pub num_detections: u32,
+    /// Largest length of a run-length mask, in its elements; above the planned capacity the masks are incomplete.
+    pub needed_mask_len: u32,
+    /// Non-finite values.
+    pub health: Health,
+    /// Unused.
+    pub reserved: u32,
+}
+
+const _: () = {
+    assert!(size_of::<ImageHeader>() == 32);
+    assert!(core::mem::offset_of!(ImageHeader, health) == 8);
+};
+
+/// First record of the packed result. The kernel writes `sequence` last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C, align(16))]
+pub struct ResultHeader {
+    /// The request's number: equal to the one that was launched when, and only when, everything else is there.
+    pub sequence: u32,
+    /// Number of images.
+    pub num_images: u32,
+    /// Number of detections of the whole batch.
+    pub num_detections: u32,
+    /// Unused.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<ResultHeader>() == 16);
+
+/// Arguments of the kernel `rfdetr_select`. Fields that end in `_at` are device addresses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C, align(16))]
+pub struct SelectArgs {
+    /// `[batch, num_queries, num_classes]` logits.
+    pub logits_at: u64,
+    /// `[batch, num_queries, 4]` boxes.
+    pub boxes_at: u64,
+    /// `[num_classes]` class ids (`i32`, -1 where dropped).
+    pub class_ids_at: u64,
+    /// `[num_classes]` thresholds (`f32`).
+    pub thresholds_at: u64,
+    /// `[batch]` [`ImageHeader`]: written.
+    pub headers_at: u64,
+    /// `[batch, max_detections]` [`DetectionRow`]: written.
+    pub rows_at: u64,
+    /// `[batch, max_detections]` words: zeroed for the mask kernels.
+    pub counters_at: u64,
+    /// Axis tables: written.
+    pub axes_at: u64,
+    /// One word, zero between launches: counts finished blocks.
+    pub done_at: u64,
+    /// [`ResultHeader`]; used with `FLAG_SELECT_ONLY`.
+    pub result_at: u64,
+    /// `[batch]` [`ImageRecord`]; used when the batch exceeds `INLINE_IMAGES`.
+    pub records_at: u64,
+    /// Number of images.
+    pub batch: u32,
+    /// Q.
+    pub num_queries: u32,
+    /// C.
+    pub num_classes: u32,
+    /// Size of the flat top-k.
+    pub num_select: u32,
+    /// Cap of the detections, and rows an image.
+    pub max_detections: u32,
+    /// `DTYPE_` of the logits.
+    pub logits_dtype: u32,
+    /// `DTYPE_` of the boxes.
+    pub boxes_dtype: u32,
+    /// `FLAG_` bits.
+    pub flags: u32,
+    /// Smallest logit whose portable score is above the smallest threshold; NaN if there is none.
+    pub min_logit: f32,
+    /// The smallest threshold.
+    pub min_threshold: f32,
+    /// Blocks that build the axis tables of one image; 0 when no mask is resized.
+    pub axis_blocks: u32,
+    /// Layout of the axis tables.
+    pub axes: AxesLayout,
+    /// Number of the request.
+    pub sequence: u32,
+    /// Unused.
+    pub reserved: [u32; 3],
+    /// The records of small batches.
+    pub records: [ImageRecord; INLINE_IMAGES],
+}
+
+/// Layout of the axis tables of one image, in 16-byte entries from the image's start.
+///
+/// Columns: `[content_w]` entries, rows: `[content_h]` entries, each `[first, count, w0, w1]` (for more than two taps
+/// `[first, count, total, distance]`); then the row groups: `[window_h]` words, the end of each group of output rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct AxesLayout {
+    /// Where the rows begin.
+    pub rows_offset: u32,
+    /// Where the row groups begin.
+    pub groups_offset: u32,
+    /// Entries of one image.
+    pub image_stride: u32,
+}
+
+const _: () = {
+    assert!(size_of::<SelectArgs>() == 88 + 18 * 4 + INLINE_IMAGES * 112);
+    assert!(core::mem::offset_of!(SelectArgs, records) == 160);
+};
+
+/// Arguments of the mask kernels. Fields that end in `_at` are device addresses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C, align(16))]
+pub struct MaskArgs {
+    /// `[batch, num_queries, mask_h, mask_w]` mask logits.
+    pub masks_at: u64,
+    /// `[batch]` [`ImageHeader`] of the selection.
+    pub headers_at: u64,
+    /// `[batch, max_detections]` [`DetectionRow`] of the selection.
+    pub rows_at: u64,
+    /// `[batch, max_detections]` words, zeroed by the selection: counts finished parts of a mask.
+    pub counters_at: u64,
+    /// Axis tables of the selection.
+    pub axes_at: u64,
+    /// One word, zero between launches: counts finished masks.
+    pub done_at: u64,
+    /// `[grid]` words: transitions of each strip.
+    pub strip_lens_at: u64,
+    /// `[grid, strip_capacity]` words: transitions of each strip.
+    pub strips_at: u64,
+    /// [`ResultHeader`]: written, its `sequence` last.
+    pub result_at: u64,
+    /// `[batch]` [`ImageHeader`]: written.
+    pub result_headers_at: u64,
+    /// `[batch, max_detections]` [`DetectionRow`]: written.
+    pub result_rows_at: u64,
+    /// The masks: written.
+    pub payload_at: u64,
+    /// Bytes of the payload of one image.
+    pub payload_image_bytes: u64,
+    /// `[batch]` [`ImageRecord`]; used when the batch exceeds `INLINE_IMAGES`.
+    pub records_at: u64,
+    /// Number of images.
+    pub batch: u32,
+    /// Q.
+    pub num_queries: u32,
+    /// Rows of the grid.
+    pub mask_h: u32,
+    /// Columns of the grid.
+    pub mask_w: u32,
+    /// `DTYPE_` of the masks.
+    pub masks_dtype: u32,
+    /// Rows an image.
+    pub max_detections: u32,
+    /// `FLAG_` bits.
+    pub flags: u32,
+    /// Elements of one run-length mask: bytes (a multiple of 16) or counts.
+    pub mask_capacity: u32,
+    /// Transitions that one strip can hand over.
+    pub strip_capacity: u32,
+    /// Layout of the axis tables.
+    pub axes: AxesLayout,
+    /// Number of the request.
+    pub sequence: u32,
+    /// Unused.
+    pub reserved: [u32; 3],
+    /// The records of small batches.
+    pub records: [ImageRecord; INLINE_IMAGES],
+}
+
+const _: () = {
+    assert!(size_of::<MaskArgs>() == 112 + 16 * 4 + INLINE_IMAGES * 112);
+    assert!(core::mem::offset_of!(MaskArgs, records) == 176);
+};
+
+/// Shared memory of the kernels, in bytes from its start. The host asks for `BYTES`; the kernels use the offsets.
+pub mod shared {
+    /// Scan scratch (36 words), then counters (28 words).
+    pub const SCAN: u32 = 0;
+    /// Counters.
+    pub const COUNTERS: u32 = 144;
+
+    /// `rfdetr_select`.
+    pub mod select {
+        use super::super::MAX_SELECT;
+
+        /// 256 words: the radix histogram.
+        pub const HISTOGRAM: u32 = 256;
+        /// `MAX_SELECT` keys of 8 bytes: candidates as they come.
+        pub const LIST: u32 = HISTOGRAM + 1024;
+        /// `MAX_SELECT` keys of 8 bytes: candidates in order.
+        pub const SORTED: u32 = LIST + 8 * MAX_SELECT;
+        /// Size.
+        pub const BYTES: u32 = SORTED + 8 * MAX_SELECT;
+    }
+
+    /// The mask kernels.
+    pub mod masks {
+        use super::super::{MAX_BATCH, MAX_MASK_SIDE};
+
+        /// Largest block of the mask kernels.
+        pub const MAX_THREADS: u32 = 256;
+        /// Cells of the slab of mask logits that a chunk of columns or a band of rows is made of.
+        pub const SLAB_CELLS: u32 = 6144;
+        /// Transitions that a column keeps from the first pass to the second.
+        pub const COLUMN_KEEPS: u32 = 6;
+        /// Transitions that are encoded at a time.
+        pub const WINDOW: u32 = 1024;
+
+        /// `MAX_BATCH + 1` words: work items before each image.
+        pub const PREFIX: u32 = 256;
+        /// The slab.
+        pub const SLAB: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
+        /// Run lengths: the row groups.
+        pub const GROUPS: u32 = SLAB + 4 * SLAB_CELLS;
+        /// Run lengths: what columns keep.
+        pub const KEPT: u32 = GROUPS + 4 * MAX_MASK_SIDE;
+        /// Run lengths: three transitions before the window, then the window.
+        pub const TRANSITIONS: u32 = KEPT + 4 * COLUMN_KEEPS * MAX_THREADS;
+        /// Run lengths: characters on their way out.
+        pub const STAGE: u32 = (TRANSITIONS + 4 * (WINDOW + 3)).next_multiple_of(16);
+        /// Size for `rfdetr_masks_rle`.
+        pub const RLE_BYTES: u32 = STAGE + 16 + 6 * MAX_THREADS;
+
+        /// Dense masks: words of the bit matrix of one band: 16 rows of the widest image.
+        pub const BAND_WORDS: u32 = 16 * (super::super::MAX_IMAGE_SIDE / 32 + 1);
+        /// Dense masks: the bit matrix.
+        pub const BITS: u32 = SLAB + 4 * SLAB_CELLS;
+        /// Size for `rfdetr_masks_dense`.
+        pub const DENSE_BYTES: u32 = BITS + 4 * BAND_WORDS;
+        /// Size for `rfdetr_masks_grid`.
+        pub const GRID_BYTES: u32 = SLAB;
+
+        const _: () = {
+            assert!(RLE_BYTES <= 48 * 1024);
+            assert!(DENSE_BYTES <= 64 * 1024);
+        };
+    }
+}

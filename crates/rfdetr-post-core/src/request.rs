@@ -39,7 +39,7 @@ impl ModelShape {
 }
 
 /// The class columns and thresholds of a model, resolved once from [`Options`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ColumnTable {
     /// Class id of each column, -1 where dropped.
     pub class_ids: Vec<i32>,

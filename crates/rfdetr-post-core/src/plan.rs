@@ -1,0 +1,536 @@
+//! The plan of the GPU path: every buffer size and launch dimension, as values that can be printed.
+//!
+//! A plan is made once for the largest request to come and never touches a device. Invariants, relied on by kernels
+//! and launcher:
+//!
+//! - P1: every request run under the plan fits its batch, model shape and image size ([`Plan::check`]).
+//! - P2: the rows of an image are `max_detections`, and the selection writes no more.
+//! - P3: `work_bytes` and `result_bytes` end behind the last section of their layouts; sections are 256-byte aligned.
+//! - P4: a grid of `mask_grid` blocks hands over at most `mask_grid` strips, so strips are indexed by work item.
+//! - P5: the shared memory of every kernel is at most 64 KiB, and at most 48 KiB but for dense masks.
+
+use alloc::vec::Vec;
+
+use crate::{
+    error::{Error, Result},
+    geometry::{ImageMeta, Size},
+    options::{BoxRounding, Frame, MaskFormat, MaskResize, NegativeSizes, Options, ScoreArithmetic},
+    packed::{
+        self, AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, FLAG_CLAMP_SIZES, FLAG_CLIP_BOXES,
+        FLAG_RLE_STRING, FLAG_ROUND_BOXES, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, FLAG_WHOLE_IMAGE, IMAGE_CROPPED,
+        IMAGE_IDENTITY, IMAGE_PLAIN_ROWS, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, ResultHeader, SelectArgs,
+    },
+    request::{self, ColumnTable, MaskGeometry, ModelShape},
+    score::min_logit,
+    tensor::DType,
+};
+
+/// What a plan is made for.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct PlanSpec {
+    /// Q, C and the mask grid.
+    pub shape: ModelShape,
+    /// The largest batch.
+    pub max_batch: usize,
+    /// The largest image: its widest and its highest side.
+    pub max_image: Size,
+    /// What to compute.
+    pub options: Options,
+    /// Room for one run-length mask, in its elements (bytes or counts); none for 16 elements a column of the largest
+    /// image. A mask that needs more is reported as [`Error::Capacity`] with the number that it needs.
+    #[serde(default)]
+    pub mask_capacity: Option<u32>,
+}
+
+/// What the plan must know of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceLimits {
+    /// Number of multiprocessors.
+    pub num_multiprocessors: u32,
+    /// Threads of a block of the selection kernel, a multiple of 32, at most 1024.
+    pub select_threads: u32,
+    /// Threads of a block of the mask kernels, a multiple of 32, at most 256.
+    pub mask_threads: u32,
+    /// Blocks of the mask kernels a multiprocessor.
+    pub mask_blocks_per_multiprocessor: u32,
+}
+
+impl DeviceLimits {
+    /// The measured choice for a device of `num_multiprocessors`.
+    pub const fn new(num_multiprocessors: u32) -> Self {
+        Self { num_multiprocessors, select_threads: 1024, mask_threads: 128, mask_blocks_per_multiprocessor: 4 }
+    }
+}
+
+/// The kernels of the mask stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskKernel {
+    /// Run lengths.
+    Rle,
+    /// Dense and bit-packed masks.
+    Dense,
+    /// Mask-grid logits.
+    Grid,
+}
+
+impl MaskKernel {
+    /// The entry's name in the PTX.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rle => "rfdetr_masks_rle",
+            Self::Dense => "rfdetr_masks_dense",
+            Self::Grid => "rfdetr_masks_grid",
+        }
+    }
+
+    /// Shared memory of one block, in bytes.
+    pub const fn shared_bytes(self) -> u32 {
+        match self {
+            Self::Rle => packed::shared::masks::RLE_BYTES,
+            Self::Dense => packed::shared::masks::DENSE_BYTES,
+            Self::Grid => packed::shared::masks::GRID_BYTES,
+        }
+    }
+}
+
+/// The entry's name of the selection kernel.
+pub const SELECT_KERNEL: &str = "rfdetr_select";
+
+/// Offsets of the device-only buffer's sections, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct WorkLayout {
+    /// Finished-blocks and finished-masks counters; must be zero before the first launch.
+    pub done: u64,
+    /// `[C]` class ids, then `[C]` thresholds: uploaded once.
+    pub columns: u64,
+    /// `[max_batch]` [`ImageRecord`]: uploaded by requests of more than `INLINE_IMAGES` images.
+    pub records: u64,
+    /// `[max_batch]` [`ImageHeader`].
+    pub headers: u64,
+    /// `[max_batch, max_detections]` [`DetectionRow`].
+    pub rows: u64,
+    /// `[max_batch, max_detections]` words.
+    pub counters: u64,
+    /// Axis tables.
+    pub axes: u64,
+    /// `[mask_grid]` words.
+    pub strip_lens: u64,
+    /// `[mask_grid, strip_capacity]` words.
+    pub strips: u64,
+    /// Size of the buffer.
+    pub bytes: u64,
+}
+
+/// Offsets of the result's sections, in bytes. The result is what the host reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct ResultLayout {
+    /// `[max_batch]` [`ImageHeader`], behind the [`ResultHeader`] at 0.
+    pub headers: u64,
+    /// `[max_batch, max_detections]` [`DetectionRow`].
+    pub rows: u64,
+    /// Run-length masks: `[max_batch, max_detections, mask_capacity]` elements. Empty for the other formats, whose
+    /// masks have a buffer of their own (`payload_bytes`).
+    pub masks: u64,
+    /// Size of the result.
+    pub bytes: u64,
+}
+
+/// Buffer sizes and launch dimensions for every request that fits [`PlanSpec`].
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Plan {
+    /// What the plan was made for.
+    pub spec: PlanSpec,
+    /// The device.
+    pub limits: DeviceLimits,
+    /// Rows an image.
+    pub max_detections: u32,
+    /// Size of the flat top-k.
+    pub num_select: u32,
+    /// Kernel of the mask stage; none without masks.
+    pub mask_kernel: Option<MaskKernel>,
+    /// Blocks of the mask stage.
+    pub mask_grid: u32,
+    /// Elements of one run-length mask.
+    pub mask_capacity: u32,
+    /// Transitions that one strip can hand over.
+    pub strip_capacity: u32,
+    /// Bytes of the dense, bit-packed or grid masks of one image.
+    pub payload_image_bytes: u64,
+    /// Bytes of the dense, bit-packed or grid masks of the batch; they stay on the device.
+    pub payload_bytes: u64,
+    /// Layout of the axis tables.
+    #[serde(skip)]
+    pub axes: AxesLayout,
+    /// Layout of the device-only buffer.
+    pub work: WorkLayout,
+    /// Layout of the result.
+    pub result: ResultLayout,
+    /// `FLAG_` bits of the options.
+    pub flags: u32,
+    /// Class ids and thresholds by column.
+    #[serde(skip)]
+    pub columns: ColumnTable,
+    min_logit: f32,
+}
+
+/// Axis-table blocks of 256 entries each cost nothing beside the selection; more than this many are never needed.
+const AXIS_ENTRIES_PER_BLOCK: u32 = 1024;
+
+impl Plan {
+    /// Plans for `spec` on a device.
+    ///
+    /// Errors: [`Error::Limit`] beyond the kernels' sizes, those of the options, [`Error::Overflow`] where a buffer
+    /// cannot be addressed.
+    pub fn new(spec: PlanSpec, limits: DeviceLimits) -> Result<Self> {
+        let columns = request::check_options(&spec.options, &spec.shape)?;
+        let limit = |field, max: u32, got: usize| {
+            if got as u64 > u64::from(max) {
+                Err(Error::Limit { field, max: max.into(), got: got as u64 })
+            } else {
+                Ok(())
+            }
+        };
+        limit("num_queries", packed::MAX_QUERIES, spec.shape.num_queries)?;
+        limit("num_classes", packed::MAX_CLASSES, spec.shape.num_classes)?;
+        limit("max_batch", packed::MAX_BATCH, spec.max_batch)?;
+        limit("max_image.width", packed::MAX_IMAGE_SIDE, spec.max_image.width as usize)?;
+        limit("max_image.height", packed::MAX_IMAGE_SIDE, spec.max_image.height as usize)?;
+        let (mask_h, mask_w) = spec.shape.mask_grid.unwrap_or((0, 0));
+        limit("mask_h", packed::MAX_MASK_SIDE, mask_h)?;
+        limit("mask_w", packed::MAX_MASK_SIDE, mask_w)?;
+        let num_select = spec.options.num_select.unwrap_or(spec.shape.num_queries).min(spec.shape.num_pairs());
+        limit("num_select", packed::MAX_SELECT, num_select)?;
+        let max_detections = spec.options.max_detections.unwrap_or(num_select).min(num_select) as u32;
+
+        let format = spec.options.mask_format;
+        let mask_kernel = match format {
+            MaskFormat::None => None,
+            MaskFormat::Dense | MaskFormat::BitPacked => Some(MaskKernel::Dense),
+            MaskFormat::GridLogits => Some(MaskKernel::Grid),
+            MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::Rle),
+        };
+        let mask_grid = limits.num_multiprocessors.max(1) * limits.mask_blocks_per_multiprocessor.max(1);
+        let (max_w, max_h) = (spec.max_image.width, spec.max_image.height);
+
+        let default_capacity = 16 * max_w.max(64);
+        let mask_capacity = match format {
+            MaskFormat::Rle | MaskFormat::Counts => {
+                let asked = spec.mask_capacity.unwrap_or(default_capacity);
+                asked.checked_next_multiple_of(16).ok_or(Error::Overflow {
+                    field: "mask_capacity",
+                    max: u64::from(u32::MAX - 15),
+                    got: asked.into(),
+                })?
+            }
+            _ => 0,
+        };
+        let strip_capacity = if mask_kernel == Some(MaskKernel::Rle) { 2048 } else { 0 };
+
+        let rows_bytes = spec.max_batch as u64 * u64::from(max_detections);
+        let mask_bytes = match format {
+            MaskFormat::Dense => u64::from(max_w) * u64::from(max_h),
+            MaskFormat::BitPacked => u64::from(max_w.div_ceil(32)) * 4 * u64::from(max_h),
+            MaskFormat::GridLogits => (mask_h * mask_w * 4) as u64,
+            _ => 0,
+        };
+        let payload_image_bytes = mask_bytes.next_multiple_of(16) * u64::from(max_detections);
+        let payload_bytes = payload_image_bytes * spec.max_batch as u64;
+
+        let axes = match mask_kernel {
+            Some(MaskKernel::Rle | MaskKernel::Dense) => {
+                let groups_offset = max_w + max_h;
+                let image_stride = groups_offset + (mask_extent(mask_h, max_h) as u32).div_ceil(4);
+                AxesLayout { rows_offset: max_w, groups_offset, image_stride }
+            }
+            _ => AxesLayout::default(),
+        };
+
+        let mut end = 0;
+        let mut section = |bytes: u64| {
+            let start = end;
+            end = (start + bytes).next_multiple_of(256);
+            start
+        };
+        let batch = spec.max_batch as u64;
+        let work = WorkLayout {
+            done: section(16),
+            columns: section(8 * spec.shape.num_classes as u64),
+            records: section(batch * size_of::<ImageRecord>() as u64),
+            headers: section(batch * size_of::<ImageHeader>() as u64),
+            rows: section(rows_bytes * size_of::<DetectionRow>() as u64),
+            counters: section(rows_bytes * 4),
+            axes: section(batch * u64::from(axes.image_stride) * 16),
+            strip_lens: section(if strip_capacity > 0 { u64::from(mask_grid) * 4 } else { 0 }),
+            strips: section(u64::from(mask_grid) * u64::from(strip_capacity) * 4),
+            bytes: 0,
+        };
+        let work = WorkLayout { bytes: end, ..work };
+
+        let mut end = 0;
+        let mut section = |bytes: u64| {
+            let start = end;
+            end = (start + bytes).next_multiple_of(64);
+            start
+        };
+        section(size_of::<ResultHeader>() as u64);
+        let element = if format == MaskFormat::Counts { 4 } else { 1 };
+        let result = ResultLayout {
+            headers: section(batch * size_of::<ImageHeader>() as u64),
+            rows: section(rows_bytes * size_of::<DetectionRow>() as u64),
+            masks: section(rows_bytes * u64::from(mask_capacity) * element),
+            bytes: 0,
+        };
+        let result = ResultLayout { bytes: end, ..result };
+        for (field, got) in [("work", work.bytes), ("result", result.bytes), ("payload", payload_bytes)] {
+            if got > isize::MAX as u64 {
+                return Err(Error::Overflow { field, max: isize::MAX as u64, got });
+            }
+        }
+
+        Ok(Self {
+            limits,
+            max_detections,
+            num_select: num_select as u32,
+            mask_kernel,
+            mask_grid,
+            mask_capacity,
+            strip_capacity,
+            payload_image_bytes,
+            payload_bytes,
+            axes,
+            work,
+            result,
+            flags: flags(&spec.options),
+            min_logit: min_logit(columns.min_threshold),
+            columns,
+            spec,
+        })
+    }
+
+    /// Checks that a batch of images fits the plan (P1).
+    ///
+    /// Errors: bad metadata, [`Error::Plan`] where the batch or an image is larger than planned.
+    pub fn check(&self, metas: &[ImageMeta], batch: usize) -> Result<()> {
+        request::check_metas(metas, batch, &self.spec.options)?;
+        let plan = |field, planned: u64, got: u64| {
+            if got > planned { Err(Error::Plan { field, planned, got }) } else { Ok(()) }
+        };
+        plan("batch", self.spec.max_batch as u64, batch as u64)?;
+        for meta in metas {
+            plan("width", self.spec.max_image.width.into(), meta.original.width.into())?;
+            plan("height", self.spec.max_image.height.into(), meta.original.height.into())?;
+            if let (Some((mask_h, mask_w)), true) = (self.spec.shape.mask_grid, self.mask_kernel.is_some()) {
+                let window = MaskGeometry::new(meta, &self.spec.options.semantics, mask_h, mask_w).window;
+                let max = self.spec.max_image;
+                plan("mask window height", mask_extent(mask_h, max.height), window.height.max(0) as u64)?;
+                plan("mask window width", mask_extent(mask_w, max.width), window.width.max(0) as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernels' records of a batch that [`Plan::check`] passed.
+    pub fn records(&self, metas: &[ImageMeta]) -> Vec<ImageRecord> {
+        metas.iter().map(|meta| image_record(meta, &self.spec)).collect()
+    }
+
+    /// Blocks of the selection kernel for a batch: one an image, and those that build the axis tables.
+    pub fn select_grid(&self, batch: usize) -> u32 {
+        batch as u32 * (1 + self.axis_blocks())
+    }
+
+    fn axis_blocks(&self) -> u32 {
+        match self.mask_kernel {
+            Some(MaskKernel::Rle | MaskKernel::Dense) => {
+                self.axes.groups_offset.div_ceil(AXIS_ENTRIES_PER_BLOCK).max(1)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Both argument records of a request that [`Plan::check`] passed.
+    pub fn args(
+        &self,
+        inputs: &DeviceInputs,
+        buffers: &DeviceBuffers,
+        records: &[ImageRecord],
+        sequence: u32,
+    ) -> (SelectArgs, MaskArgs) {
+        let mut inline = [ImageRecord::default(); INLINE_IMAGES];
+        if records.len() <= INLINE_IMAGES {
+            inline[..records.len()].copy_from_slice(records);
+        }
+        let work = |offset: u64| buffers.work_at + offset;
+        let result = |offset: u64| buffers.result_at + offset;
+        let (headers_at, rows_at) = match self.mask_kernel {
+            Some(_) => (work(self.work.headers), work(self.work.rows)),
+            None => (result(self.result.headers), result(self.result.rows)),
+        };
+        let (mask_h, mask_w) = self.spec.shape.mask_grid.unwrap_or((0, 0));
+        let is_run_length = self.mask_kernel == Some(MaskKernel::Rle);
+        let element = if self.flags & FLAG_RLE_STRING != 0 { 1 } else { 4 };
+        let select = SelectArgs {
+            logits_at: inputs.logits_at,
+            boxes_at: inputs.boxes_at,
+            class_ids_at: work(self.work.columns),
+            thresholds_at: work(self.work.columns) + 4 * self.spec.shape.num_classes as u64,
+            headers_at,
+            rows_at,
+            counters_at: work(self.work.counters),
+            axes_at: work(self.work.axes),
+            done_at: work(self.work.done),
+            result_at: result(0),
+            records_at: work(self.work.records),
+            batch: records.len() as u32,
+            num_queries: self.spec.shape.num_queries as u32,
+            num_classes: self.spec.shape.num_classes as u32,
+            num_select: self.num_select,
+            max_detections: self.max_detections,
+            logits_dtype: inputs.logits_dtype as u32,
+            boxes_dtype: inputs.boxes_dtype as u32,
+            flags: self.flags,
+            min_logit: self.min_logit,
+            min_threshold: self.columns.min_threshold,
+            axis_blocks: self.axis_blocks(),
+            axes: self.axes,
+            sequence,
+            reserved: [0; 3],
+            records: inline,
+        };
+        let masks = MaskArgs {
+            masks_at: inputs.masks_at,
+            headers_at,
+            rows_at,
+            counters_at: work(self.work.counters),
+            axes_at: work(self.work.axes),
+            done_at: work(self.work.done) + 4,
+            strip_lens_at: work(self.work.strip_lens),
+            strips_at: work(self.work.strips),
+            result_at: result(0),
+            result_headers_at: result(self.result.headers),
+            result_rows_at: result(self.result.rows),
+            payload_at: if is_run_length { result(self.result.masks) } else { buffers.payload_at },
+            payload_image_bytes: if is_run_length {
+                u64::from(self.max_detections) * u64::from(self.mask_capacity) * element
+            } else {
+                self.payload_image_bytes
+            },
+            records_at: work(self.work.records),
+            batch: records.len() as u32,
+            num_queries: self.spec.shape.num_queries as u32,
+            mask_h: mask_h as u32,
+            mask_w: mask_w as u32,
+            masks_dtype: inputs.masks_dtype as u32,
+            max_detections: self.max_detections,
+            flags: self.flags,
+            mask_capacity: self.mask_capacity,
+            strip_capacity: self.strip_capacity,
+            axes: self.axes,
+            sequence,
+            reserved: [0; 3],
+            records: inline,
+        };
+        (select, masks)
+    }
+}
+
+/// Where a request's tensors lie on the device, row-major and contiguous, aligned to their elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceInputs {
+    /// `[B, Q, 4]`.
+    pub boxes_at: u64,
+    /// Element type of the boxes.
+    pub boxes_dtype: DType,
+    /// `[B, Q, C]`.
+    pub logits_at: u64,
+    /// Element type of the logits.
+    pub logits_dtype: DType,
+    /// `[B, Q, Mh, Mw]`; anything without masks.
+    pub masks_at: u64,
+    /// Element type of the masks.
+    pub masks_dtype: DType,
+}
+
+/// Where a plan's buffers lie, in addresses that the device can use; aligned to 256 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceBuffers {
+    /// `work.bytes`.
+    pub work_at: u64,
+    /// `result.bytes`; may be memory of the host that is mapped.
+    pub result_at: u64,
+    /// `payload_bytes`; anything if that is 0.
+    pub payload_at: u64,
+}
+
+/// Largest side of a mask window: the grid, or more where negative pads extend it. The grid is never finer than the
+/// frame in a real model, so the extended window has at most about as many cells as the image has pixels.
+fn mask_extent(mask_side: usize, image_side: u32) -> u64 {
+    u64::from(image_side).max(mask_side as u64) + 2
+}
+
+/// `FLAG_` bits of the options.
+fn flags(options: &Options) -> u32 {
+    let semantics = &options.semantics;
+    let flag = |is_set, bit| if is_set { bit } else { 0 };
+    flag(semantics.score == ScoreArithmetic::TorchCuda, FLAG_TORCH_SCORE)
+        | flag(semantics.frame == Frame::WholeImage, FLAG_WHOLE_IMAGE)
+        | flag(semantics.clip_boxes, FLAG_CLIP_BOXES)
+        | flag(semantics.box_rounding == BoxRounding::HalfEven, FLAG_ROUND_BOXES)
+        | flag(semantics.negative_sizes == NegativeSizes::Clamp, FLAG_CLAMP_SIZES)
+        | flag(semantics.mask_resize == MaskResize::Bilinear, FLAG_BILINEAR)
+        | flag(options.mask_format == MaskFormat::Rle, FLAG_RLE_STRING)
+        | flag(options.mask_format == MaskFormat::BitPacked, FLAG_BIT_PACKED)
+        | flag(options.mask_format == MaskFormat::None, FLAG_SELECT_ONLY)
+}
+
+/// The kernels' record of one image.
+fn image_record(meta: &ImageMeta, spec: &PlanSpec) -> ImageRecord {
+    let options = &spec.options;
+    let (mask_h, mask_w) = spec.shape.mask_grid.unwrap_or((0, 0));
+    let geometry = MaskGeometry::new(meta, &options.semantics, mask_h, mask_w);
+    let (window, content) = (geometry.window, geometry.content);
+    let is_antialias = options.semantics.mask_resize == MaskResize::Antialias;
+    // The scales of spec 5.3 and 5.6; without antialias the filter has no support of its own.
+    let axis = |n_in: i64, n_out: u32| {
+        let scale = n_in.max(0) as f32 / n_out as f32;
+        if is_antialias && scale >= 1.0 { (scale, scale, (1.0 / f64::from(scale)) as f32) } else { (scale, 1.0, 1.0) }
+    };
+    let (scale_x, support_x, inverse_x) = axis(window.width, content.width);
+    let (scale_y, support_y, inverse_y) = axis(window.height, content.height);
+    let is_empty = window.is_empty();
+    let is_identity = (window.width, window.height) == (i64::from(content.width), i64::from(content.height));
+    let frame = meta.frame();
+    let is_cropped = meta.crop_offset.x != 0 || meta.crop_offset.y != 0;
+    let flag = |is_set, bit| if is_set { bit } else { 0 };
+    ImageRecord {
+        width: geometry.canvas.width,
+        height: geometry.canvas.height,
+        content_w: content.width,
+        content_h: content.height,
+        offset_x: geometry.offset_x,
+        offset_y: geometry.offset_y,
+        window_x: window.x as i32,
+        window_y: window.y as i32,
+        window_w: if is_empty { 0 } else { window.width as u32 },
+        window_h: if is_empty { 0 } else { window.height as u32 },
+        scale_x,
+        support_x,
+        inverse_x,
+        scale_y,
+        support_y,
+        inverse_y,
+        flags: flag(is_cropped, IMAGE_CROPPED)
+            | flag(is_identity, IMAGE_IDENTITY)
+            | flag(is_antialias && !is_identity && scale_y > 1.0, IMAGE_PLAIN_ROWS),
+        frame_w: frame.width as f32,
+        frame_h: frame.height as f32,
+        pad_left: meta.padding.left as f32,
+        pad_top: meta.padding.top as f32,
+        box_scale_x: meta.scale_x as f32,
+        box_scale_y: meta.scale_y as f32,
+        crop_x: meta.crop_offset.x as f32,
+        crop_y: meta.crop_offset.y as f32,
+        reserved: [0; 3],
+    }
+}
