@@ -674,3 +674,70 @@ fn a_seed_repeats() {
         assert!(order.into_iter().eq(0..256));
     }
 }
+
+/// Not a check: prints what a lane switch and a checked access cost. `cargo test -p rfdetr-post-kernels --test emulator
+/// speed -- --ignored --nocapture`
+#[test]
+#[ignore = "prints timings"]
+fn speed() {
+    let time = |name: &str, per_run: u64, body: &dyn Fn(&mut Device, u64)| {
+        let mut device = Device::new(1);
+        let start = std::time::Instant::now();
+        let runs = 20;
+        (0..runs).for_each(|seed| {
+            device.reset(seed);
+            body(&mut device, seed);
+        });
+        let each = start.elapsed().as_secs_f64() * 1e9 / (runs * per_run) as f64;
+        println!("{name}: {each:.1} ns each");
+    };
+    for policy in Policy::ALL {
+        let options = Options { policy: Some(policy), ..Options::default() };
+        time(&format!("ballot, {policy:?}"), 256 * 8 * 100, &|device, _| {
+            let body = || {
+                for _ in 0..100 {
+                    warp::warp_vote_ballot(FULL_MASK, true);
+                }
+            };
+            device.run(&[Launch::closure("case", 8, 256, 0, body)], options).unwrap();
+        });
+    }
+    time("barrier", 256 * 8 * 100, &|device, _| {
+        let body = || (0..100).for_each(|_| sync_threads());
+        run_on(device, 8, 256, body).unwrap();
+    });
+    time("atomic", 64 * 8 * 100, &|device, _| {
+        let count = Global::<u32>::from_address(device.arena.alloc_zeroed(4));
+        run_on(device, 8, 64, || (0..100).for_each(|_| unsafe { _ = count.fetch_add(0, 1) })).unwrap();
+    });
+    time("shared store and load of a word", 64 * 8 * 1000 * 2, &|device, _| {
+        let body = || {
+            (0..1000).for_each(|_| unsafe {
+                shared(0).store(thread_idx_x(), 1);
+                shared(0).load(thread_idx_x());
+            })
+        };
+        run_on(device, 8, 64, body).unwrap();
+    });
+    time("broadcast load of a word", 64 * 8 * 1000, &|device, _| {
+        let data = Global::<u32>::from_address(device.arena.alloc_zeroed(4096));
+        run_on(device, 8, 64, || (0..1000).for_each(|idx| unsafe { _ = data.load(idx) })).unwrap();
+    });
+    time("store of 16 bytes", 64 * 8 * 200, &|device, _| {
+        let data = Global::<[u32; 4]>::from_address(device.arena.alloc(64 * 8 * 200 * 16));
+        let body = || {
+            let flat = (block_idx_x() * 64 + thread_idx_x()) as usize;
+            (0..200).for_each(|idx| unsafe { data.store(flat * 200 + idx, [0; 4]) })
+        };
+        run_on(device, 8, 64, body).unwrap();
+    });
+    time("store of a byte", 64 * 8 * 200, &|device, _| {
+        let data = Global::<u8>::from_address(device.arena.alloc(64 * 8 * 200));
+        let body = || {
+            let flat = (block_idx_x() * 64 + thread_idx_x()) as usize;
+            (0..200).for_each(|idx| unsafe { data.store(flat + idx * 512, 0) })
+        };
+        run_on(device, 8, 64, body).unwrap();
+    });
+    time("empty launch of 2 x 64", 1, &|device, _| run_on(device, 2, 64, || {}).unwrap());
+}

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
 
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::clock::{BlockClock, Knowledge, LaneClock, Stamp, View, join, lanes_of, sync_block, sync_warp};
@@ -144,9 +144,39 @@ const MAX_IDLE_SPINS: u32 = 400_000;
 
 const STACK_BYTES: usize = 128 << 10;
 
+/// A stack whose top is moved down a little, each by another amount. Stacks are whole pages, so without this the hot
+/// ends of all lanes would fall into the same few sets of the cache.
+struct LaneMemory {
+    stack: DefaultStack,
+    skipped_bytes: usize,
+}
+
+// SAFETY: the range is the inner stack's less some bytes at its top; its guard page and, at 128 KiB, its minimum size stay.
+unsafe impl Stack for LaneMemory {
+    fn base(&self) -> StackPointer {
+        let base = self.stack.base().get() - self.skipped_bytes;
+        StackPointer::new(base).unwrap_or(self.stack.base())
+    }
+
+    fn limit(&self) -> StackPointer {
+        self.stack.limit()
+    }
+
+    #[cfg(windows)]
+    fn teb_fields(&self) -> corosensei::stack::StackTebFields {
+        self.stack.teb_fields()
+    }
+
+    #[cfg(windows)]
+    fn update_teb_fields(&mut self, stack_limit: usize, guaranteed_stack_bytes: usize) {
+        self.stack.update_teb_fields(stack_limit, guaranteed_stack_bytes);
+    }
+}
+
 thread_local! {
+    static NUM_STACKS: Cell<usize> = const { Cell::new(0) };
     static CURRENT: Cell<*mut Engine<'static>> = const { Cell::new(ptr::null_mut()) };
-    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+    static STACKS: RefCell<Vec<LaneMemory>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The engine whose lane is running on this thread.
@@ -495,7 +525,12 @@ impl<'a> Engine<'a> {
             }
         }
         let ballot = lanes_of(mask).filter(|&lane| values[lane as usize] != 0).fold(0, |bits, lane| bits | 1 << lane);
-        let fold = |combine: fn(u32, u32) -> u32| lanes_of(mask).map(|lane| values[lane as usize]).reduce(combine);
+        let combine: fn(u32, u32) -> u32 = match wait.call {
+            Call::ReduceMin => u32::min,
+            Call::ReduceMax => u32::max,
+            _ => u32::wrapping_add,
+        };
+        let reduced = lanes_of(mask).map(|lane| values[lane as usize]).reduce(combine).unwrap_or(0);
         let mut outside = None;
         for lane in lanes_of(mask) {
             let argument = arguments[lane as usize];
@@ -513,9 +548,7 @@ impl<'a> Engine<'a> {
                 Call::Ballot => ballot,
                 Call::Any => (ballot != 0) as u32,
                 Call::All => (ballot == mask) as u32,
-                Call::ReduceAdd => fold(u32::wrapping_add).unwrap_or(0),
-                Call::ReduceMin => fold(u32::min).unwrap_or(0),
-                Call::ReduceMax => fold(u32::max).unwrap_or(0),
+                Call::ReduceAdd | Call::ReduceMin | Call::ReduceMax => reduced,
                 _ => values[source as usize],
             };
         }
@@ -806,7 +839,7 @@ impl Slot {
     }
 }
 
-type LaneStack = Coroutine<(), (), (), DefaultStack>;
+type LaneStack = Coroutine<(), (), (), LaneMemory>;
 
 /// # Safety
 /// `engine` is valid and nothing else uses it until this returns, other than the lanes that this resumes.
@@ -858,7 +891,7 @@ unsafe fn drive(engine: *mut Engine<'static>, lanes: &mut [Vec<Option<LaneStack>
 fn new_lane(engine: *mut Engine<'static>) -> LaneStack {
     let stack = STACKS.with_borrow_mut(Vec::pop);
     let stack = stack.unwrap_or_else(|| match DefaultStack::new(STACK_BYTES) {
-        Ok(stack) => stack,
+        Ok(stack) => LaneMemory { stack, skipped_bytes: NUM_STACKS.replace(NUM_STACKS.get() + 1) % 63 * 64 },
         Err(error) => panic!("no memory for the stack of a lane: {error}"),
     });
     Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {

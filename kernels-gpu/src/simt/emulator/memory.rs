@@ -68,6 +68,7 @@ struct Access {
 #[derive(Debug, Default)]
 struct List {
     accesses: Vec<Access>,
+    has_write: bool,
     /// What the last release, and the read-modify-writes since, attached to this word.
     released: Option<Rc<Knowledge>>,
 }
@@ -325,6 +326,17 @@ impl Memory {
         let me = view.lane.stamp;
         let at = self.list_of(word, me);
         let list = &mut self.lists[at];
+        let mine = 1 << (me.lane() & 31);
+        if !list.has_write && matches!(kind, Kind::Read | Kind::ReadNc) {
+            // The common case: many warps read one word.
+            let same =
+                |access: &&mut Access| access.stamp == me.of_warp() && access.bytes == bytes && access.kind == kind;
+            if let Some(access) = list.accesses.iter_mut().rev().find(same) {
+                access.lanes |= mine;
+                return Ok(());
+            }
+        }
+        list.has_write |= kind.is_write();
         for access in &list.accesses {
             if access.bytes & bytes == 0 {
                 continue;
@@ -338,13 +350,13 @@ impl Memory {
         }
         if kind == Kind::Write && bytes == 15 {
             list.accesses.clear();
+            list.has_write = false;
             list.released = None;
             self.free_lists.push(at as u32);
             let cell = &mut self.cells[word];
             *cell = Cell { write: me, write_place: Some(place), nc_uid: cell.nc_uid, ..EMPTY };
             return Ok(());
         }
-        let mine = 1 << (me.lane() & 31);
         let mut merged = false;
         list.accesses.retain_mut(|access| {
             if access.kind == kind
@@ -385,6 +397,7 @@ impl Memory {
         let stale = |stamp: Stamp| self.space == Space::Shared && stamp.uid() != me.uid();
         if let (Some(place), false) = (cell.write_place, cell.write == Stamp::NONE || stale(cell.write)) {
             let lanes = 1 << (cell.write.lane() & 31);
+            list.has_write = true;
             list.accesses.push(Access { stamp: cell.write.of_warp(), lanes, bytes: 15, kind: Kind::Write, place });
         }
         if let (Some(place), false) = (cell.read_place, cell.read_lanes == 0 || stale(cell.reads)) {
