@@ -252,8 +252,9 @@ mod rust_cuda {
         }
         let mut command = workspace::clean_command("rustup");
         command.current_dir(workspace::root().join("kernels-gpu/rust-cuda"));
-        command.args(["run", TOOLCHAIN, "cargo", "run", "--release", "--"]);
-        command.arg(workspace::target_dir().join("rust-cuda"));
+        let target_dir = workspace::target_dir().join("rust-cuda");
+        command.args(["run", TOOLCHAIN, "cargo", "run", "--release", "--target-dir"]).arg(target_dir.join("build"));
+        command.arg("--").arg(&target_dir);
         command.args(&flags.arch);
         workspace::run(&mut command)
     }

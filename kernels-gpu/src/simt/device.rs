@@ -7,7 +7,28 @@
 use core::arch::asm;
 
 // 32-bit shared addresses come from this symbol; the language has no word for dynamic shared memory.
+#[cfg(not(feature = "cuda-std"))]
 core::arch::global_asm!(".extern .shared .align 16 .b8 DYN_SHARED[];");
+
+/// 32-bit address of the dynamic shared memory.
+#[cfg(not(feature = "cuda-std"))]
+#[inline(always)]
+fn dynamic_shared_base() -> u32 {
+    let base: u32;
+    // SAFETY: takes an address, touches no memory.
+    unsafe { asm!("mov.u32 {}, DYN_SHARED;", out(reg32) base, options(pure, nomem, nostack)) };
+    base
+}
+
+/// 32-bit address of the dynamic shared memory. rust-cuda's compiler takes no module-level assembly.
+#[cfg(feature = "cuda-std")]
+#[inline(always)]
+fn dynamic_shared_base() -> u32 {
+    use cuda_std::ptr::{AddressSpace, convert_generic_to_specific_address_space};
+    let generic = cuda_std::shared::dynamic_shared_mem::<u8>();
+    // SAFETY: the pointer is into shared memory, whose own addresses have 32 bits.
+    unsafe { convert_generic_to_specific_address_space(generic, AddressSpace::Shared) as u32 }
+}
 
 #[allow(improper_ctypes, reason = "LLVM intrinsics take i1 where Rust has bool")]
 unsafe extern "C" {
@@ -418,9 +439,7 @@ pub mod shared {
         /// `byte_offset` is a multiple of the size of `T` and lies inside what the launch asked for.
         #[inline(always)]
         pub unsafe fn at(byte_offset: u32) -> Self {
-            let base: u32;
-            // SAFETY: takes an address, touches no memory.
-            unsafe { asm!("mov.u32 {}, DYN_SHARED;", out(reg32) base, options(pure, nomem, nostack)) };
+            let base = super::dynamic_shared_base();
             Self { address: base + byte_offset, element: PhantomData }
         }
 

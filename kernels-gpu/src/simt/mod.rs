@@ -116,6 +116,8 @@ macro_rules! kernel {
         pub const KERNELS: &[$crate::simt::KernelInfo] = &[$($name::INFO),*];
     };
     (@entry $name:ident, $max_threads:expr, $min_blocks:expr) => {
+        // rust-cuda's compiler takes no module-level assembly; its PTX goes without bounds.
+        #[cfg(not(feature = "cuda-std"))]
         core::arch::global_asm!(
             concat!("// launch-bounds ", stringify!($name), " {} {}"),
             const $max_threads,

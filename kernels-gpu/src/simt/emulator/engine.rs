@@ -124,7 +124,9 @@ pub(super) struct Engine<'a> {
     policy: Policy,
     pub(super) random: Random,
     seed: u64,
-    pub(super) global: &'a mut Memory,
+    global: &'a mut Memory,
+    /// Shared memory that no slot uses.
+    spare_shared: &'a mut Vec<Memory>,
     slots: Vec<Slot>,
     /// Warps (slot * 32 + warp) with a ready lane, and where each stands in that list.
     ready_warps: Vec<u32>,
@@ -330,6 +332,7 @@ impl<'a> Engine<'a> {
         seed: u64,
         first_uid: u32,
         global: &'a mut Memory,
+        spare_shared: &'a mut Vec<Memory>,
     ) -> Self {
         let mut progress = Vec::with_capacity(launches.len());
         let mut uid = first_uid;
@@ -341,19 +344,21 @@ impl<'a> Engine<'a> {
         let num_blocks: u32 = launches.iter().map(|launch| launch.grid).sum();
         let num_slots = (1 + random.below(most)).min(num_blocks) as usize;
         let policy = options.policy.unwrap_or_else(|| Policy::ALL[random.below(Policy::ALL.len() as u32) as usize]);
-        let slots = (0..num_slots).map(|_| Slot {
-            launch: 0,
-            block_idx: 0,
-            is_live: false,
-            lanes: Vec::new(),
-            warps: Vec::new(),
-            clock: BlockClock::default(),
-            shared: Memory::new(Space::Shared, 0),
-            num_ended: 0,
-            num_at_barrier: 0,
-            has_triggered: false,
-            barrier: None,
-        });
+        let slots: Vec<Slot> = (0..num_slots)
+            .map(|_| Slot {
+                launch: 0,
+                block_idx: 0,
+                is_live: false,
+                lanes: Vec::new(),
+                warps: Vec::new(),
+                clock: BlockClock::default(),
+                shared: spare_shared.pop().unwrap_or_else(|| Memory::new(Space::Shared, 0)),
+                num_ended: 0,
+                num_at_barrier: 0,
+                has_triggered: false,
+                barrier: None,
+            })
+            .collect();
         Self {
             launches,
             progress,
@@ -362,7 +367,8 @@ impl<'a> Engine<'a> {
             random,
             seed,
             global,
-            slots: slots.collect(),
+            spare_shared,
+            slots,
             ready_warps: Vec::new(),
             positions: vec![NO_POSITION; num_slots * 32],
             slot: 0,
@@ -826,6 +832,7 @@ impl<'a> Engine<'a> {
             let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
             self.report(FaultKind::Panic(message), None, None);
         }
+        self.spare_shared.extend(self.slots.drain(..).map(|slot| slot.shared));
         match self.fault.take() {
             Some(fault) => Err(*fault),
             None => Ok(self.stats),

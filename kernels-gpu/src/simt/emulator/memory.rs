@@ -173,11 +173,15 @@ impl Memory {
         fill_bits(&mut self.written, offset, len, true);
     }
 
-    /// Forgets every access and every byte.
-    pub(super) fn clear(&mut self) {
-        self.exists.fill(0);
-        self.written.fill(0);
-        self.forget();
+    /// Forgets every byte below `end` and every access; nothing lies above.
+    pub(super) fn clear(&mut self, end: usize) {
+        let words = end.div_ceil(64).min(self.exists.len());
+        self.exists[..words].fill(0);
+        self.written[..words].fill(0);
+        self.cells[..words * 16].fill(EMPTY);
+        self.lists.clear();
+        self.free_lists.clear();
+        self.listed_words.clear();
     }
 
     /// Forgets every access.

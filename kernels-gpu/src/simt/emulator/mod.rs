@@ -253,7 +253,7 @@ impl Arena {
 
     /// Frees everything. Cheaper than a new device.
     pub fn reset(&mut self) {
-        self.memory.clear();
+        self.memory.clear(self.end);
         self.end = RED_ZONE;
     }
 }
@@ -266,12 +266,14 @@ pub struct Device {
     random: Random,
     seed: u64,
     next_uid: u32,
+    /// Shared memory of resident blocks, kept from run to run.
+    shared: Vec<Memory>,
 }
 
 impl Device {
     /// A device whose runs are all drawn from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { arena: Arena::new(), random: Random(seed), seed, next_uid: 1 }
+        Self { arena: Arena::new(), random: Random(seed), seed, next_uid: 1, shared: Vec::new() }
     }
 
     /// Draws later runs from `seed`, and frees all memory: as good as new.
@@ -311,11 +313,21 @@ impl Device {
         }
         if self.next_uid as u64 + num_blocks as u64 > clock::MAX_BLOCK_UID as u64 {
             self.arena.memory.forget();
+            self.shared.clear();
             self.next_uid = 1;
         }
         let random = Random(self.random.next());
         let first_uid = self.next_uid;
         self.next_uid += num_blocks;
-        engine::Engine::new(launches, options, random, self.seed, first_uid, &mut self.arena.memory).run()
+        let mut engine = engine::Engine::new(
+            launches,
+            options,
+            random,
+            self.seed,
+            first_uid,
+            &mut self.arena.memory,
+            &mut self.shared,
+        );
+        engine.run()
     }
 }
