@@ -8,6 +8,7 @@
     target_arch = "nvptx64",
     feature(abi_ptx, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics)
 )]
+#![cfg_attr(feature = "cuda-std", allow(unexpected_cfgs, reason = "cuda_std's attribute names targets of the past"))]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features, reason = "convergent operations exist only as intrinsics"))]
 
 #[cfg(feature = "self-test")]
