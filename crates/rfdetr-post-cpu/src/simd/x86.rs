@@ -1,0 +1,162 @@
+//! AVX2 with FMA, and AVX-512.
+
+use core::arch::x86_64::*;
+
+use super::{Isa, Kernel, LANES};
+
+/// AVX2 with FMA, and the bit instructions that came with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// AVX-512 F, BW, DQ and VL, on top of [`Avx2`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx2 {
+    /// The token, if this machine has the instructions.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt")
+            && is_x86_feature_detected!("popcnt");
+        has.then_some(Self(()))
+    }
+}
+
+impl Avx512 {
+    /// The token, if this machine has the instructions.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Avx2::detect().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        has.then_some(Self(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn vectorize_avx2<K: Kernel>(isa: Avx2, kernel: K) -> K::Output {
+    kernel.run(isa)
+}
+
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
+fn vectorize_avx512<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
+    kernel.run(isa)
+}
+
+impl Isa for Avx2 {
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `detect` is the only way to a token, and it checked the features.
+        unsafe { vectorize_avx2(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn positive_mask(self, values: &[f32; LANES]) -> u32 {
+        // SAFETY: the token proves AVX2; both loads lie inside the 16 values.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let low = _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_loadu_ps(values.as_ptr()), zero);
+            let high = _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_loadu_ps(values.as_ptr().add(8)), zero);
+            _mm256_movemask_ps(low) as u32 | (_mm256_movemask_ps(high) as u32) << 8
+        }
+    }
+
+    #[inline(always)]
+    fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32 {
+        // SAFETY: the token proves AVX2 and FMA; all loads lie inside the 16 weights.
+        unsafe {
+            let (a, b, zero) = (_mm256_set1_ps(a), _mm256_set1_ps(b), _mm256_setzero_ps());
+            let half = |offset: usize| {
+                let product = _mm256_mul_ps(a, _mm256_loadu_ps(wa.as_ptr().add(offset)));
+                let value = _mm256_fmadd_ps(b, _mm256_loadu_ps(wb.as_ptr().add(offset)), product);
+                _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(value, zero)) as u32
+            };
+            (half(0) | half(8) << 8).count_ones()
+        }
+    }
+
+    #[inline(always)]
+    fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32 {
+        // SAFETY: the token proves AVX2; both loads lie inside the 16 values.
+        unsafe {
+            let (min, least) = (_mm256_set1_ps(min), _mm256_set1_ps(f32::NEG_INFINITY));
+            let half = |offset: usize| {
+                let v = _mm256_loadu_ps(values.as_ptr().add(offset));
+                let not_below = _mm256_cmp_ps::<_CMP_NLT_UQ>(v, min);
+                let infinite = _mm256_cmp_ps::<_CMP_EQ_OQ>(v, least);
+                _mm256_movemask_ps(_mm256_or_ps(not_below, infinite)) as u32
+            };
+            half(0) | half(8) << 8
+        }
+    }
+
+    #[inline(always)]
+    fn below_mask(self, row: u8, thresholds: &[u8; 64], flips: &[u8; 64]) -> u64 {
+        // SAFETY: the token proves AVX2; all loads lie inside the 64 bytes.
+        unsafe {
+            let row = _mm256_set1_epi8(row as i8);
+            let half = |offset: usize| {
+                let t = _mm256_loadu_si256(thresholds.as_ptr().add(offset).cast());
+                let u = _mm256_loadu_si256(flips.as_ptr().add(offset).cast());
+                // Not above the row is what the unsigned minimum leaves as it is.
+                let not_above = _mm256_cmpeq_epi8(_mm256_min_epu8(t, row), t);
+                // The lowest bit of the flips, moved to the sign, where the mask is taken.
+                let flip = _mm256_slli_epi16::<7>(u);
+                !_mm256_movemask_epi8(_mm256_xor_si256(not_above, flip)) as u32
+            };
+            u64::from(half(0)) | u64::from(half(32)) << 32
+        }
+    }
+}
+
+impl Isa for Avx512 {
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `detect` is the only way to a token, and it checked the features.
+        unsafe { vectorize_avx512(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn positive_mask(self, values: &[f32; LANES]) -> u32 {
+        // SAFETY: the token proves AVX-512F; the load is the 16 values.
+        unsafe {
+            let v = _mm512_loadu_ps(values.as_ptr());
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, _mm512_setzero_ps()).into()
+        }
+    }
+
+    #[inline(always)]
+    fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32 {
+        // SAFETY: the token proves AVX-512F; the loads are the 16 weights.
+        unsafe {
+            let product = _mm512_mul_ps(_mm512_set1_ps(a), _mm512_loadu_ps(wa.as_ptr()));
+            let value = _mm512_fmadd_ps(_mm512_set1_ps(b), _mm512_loadu_ps(wb.as_ptr()), product);
+            u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(value, _mm512_setzero_ps())).count_ones()
+        }
+    }
+
+    #[inline(always)]
+    fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32 {
+        // SAFETY: the token proves AVX-512F; the load is the 16 values.
+        unsafe {
+            let v = _mm512_loadu_ps(values.as_ptr());
+            let not_below = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(v, _mm512_set1_ps(min));
+            let infinite = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(v, _mm512_set1_ps(f32::NEG_INFINITY));
+            (not_below | infinite).into()
+        }
+    }
+
+    #[inline(always)]
+    fn below_mask(self, row: u8, thresholds: &[u8; 64], flips: &[u8; 64]) -> u64 {
+        // SAFETY: the token proves AVX-512BW; the loads are the 64 bytes.
+        unsafe {
+            let t = _mm512_loadu_si512(thresholds.as_ptr().cast());
+            let u = _mm512_loadu_si512(flips.as_ptr().cast());
+            _mm512_cmpgt_epu8_mask(t, _mm512_set1_epi8(row as i8)) ^ _mm512_test_epi8_mask(u, _mm512_set1_epi8(1))
+        }
+    }
+}
