@@ -5,6 +5,7 @@
     clippy::undocumented_unsafe_blocks,
     reason = "the kernels here are wrong on purpose, and the emulator checks them"
 )]
+#![allow(clippy::if_same_then_else, reason = "two calls in two places is what divergence means")]
 
 use rfdetr_post_kernels::simt::emulator::{Device, Fault, FaultKind, Launch, Options, Policy, Space};
 use rfdetr_post_kernels::simt::global::Global;
@@ -48,7 +49,7 @@ fn identity_and_barrier_results() {
         assert_eq!(thread::block_dim_x(), 96);
         assert_eq!(thread::grid_dim_x(), 3);
         let lane = thread_idx_x();
-        assert_eq!(thread::sync_threads_count(lane % 3 == 0), 32);
+        assert_eq!(thread::sync_threads_count(lane.is_multiple_of(3)), 32);
         assert!(thread::sync_threads_and(lane < 96));
         assert!(!thread::sync_threads_and(lane < 95));
         assert!(thread::sync_threads_or(lane == 17));
@@ -60,7 +61,7 @@ fn identity_and_barrier_results() {
 fn votes_shuffles_and_reductions() {
     passes(2, 64, || {
         let lane = warp::lane_id();
-        assert_eq!(warp::warp_vote_ballot(FULL_MASK, lane % 2 == 0), 0x5555_5555);
+        assert_eq!(warp::warp_vote_ballot(FULL_MASK, lane.is_multiple_of(2)), 0x5555_5555);
         assert_eq!(warp::warp_shuffle_idx(FULL_MASK, lane * 3, 5), 15);
         assert_eq!(warp::warp_shuffle_up(FULL_MASK, lane, 4), if lane < 4 { lane } else { lane - 4 });
         assert_eq!(warp::warp_shuffle_down(FULL_MASK, lane, 4), if lane > 27 { lane } else { lane + 4 });
@@ -261,9 +262,7 @@ fn shared_race_caught() {
         || unsafe {
             let lane = thread_idx_x();
             shared(0).store(lane, lane);
-            if lane != 63 || true {
-                warp::warp_vote_any(FULL_MASK, true);
-            }
+            warp::warp_vote_any(FULL_MASK, true);
             if warp::lane_id() == 0 {
                 shared(0).store(lane + 1, 0)
             }
@@ -673,6 +672,41 @@ fn a_seed_repeats() {
         order.sort();
         assert!(order.into_iter().eq(0..256));
     }
+}
+
+#[test]
+fn seeds_differ() {
+    let order = |seed| {
+        let mut device = Device::new(seed);
+        let order = Global::<u32>::from_address(device.arena.alloc(4 * 256));
+        let next = Global::<u32>::from_address(device.arena.alloc_zeroed(4));
+        run_on(&mut device, 4, 64, || unsafe {
+            let place = next.fetch_add(0, 1) as usize;
+            order.store(place, block_idx_x() * 64 + thread_idx_x());
+        })
+        .unwrap();
+        device.arena.download_slice::<u32>(order.address(), 256)
+    };
+    let orders: std::collections::HashSet<_> = SEEDS.map(order).collect();
+    assert!(orders.len() > SEEDS.count() / 2, "only {} orders", orders.len());
+}
+
+#[test]
+fn a_device_runs_on_each_thread() {
+    let threads: Vec<_> = (0..4u64)
+        .map(|seed| {
+            std::thread::spawn(move || {
+                let mut device = Device::new(seed);
+                for seed in SEEDS {
+                    device.reset(seed);
+                    let sum = Global::<u32>::from_address(device.arena.alloc_zeroed(4));
+                    run_on(&mut device, 3, 64, || unsafe { _ = sum.fetch_add(0, thread_idx_x()) }).unwrap();
+                    assert_eq!(device.arena.download_slice::<u32>(sum.address(), 1), [3 * 2016]);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 /// Not a check: prints what a lane switch and a checked access cost. `cargo test -p rfdetr-post-kernels --test emulator

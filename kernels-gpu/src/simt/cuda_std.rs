@@ -133,7 +133,6 @@ const _: () = {
     }
 
     #[cuda_std::kernel]
-    #[expect(clippy::missing_safety_doc, reason = "never called: it type-checks the attribute")]
     #[expect(dead_code, reason = "never called: it type-checks the attribute")]
     pub unsafe fn rfdetr_post_type_check(_record: Record) {}
 };

@@ -25,10 +25,10 @@ mod device;
 #[cfg(all(target_arch = "nvptx64", not(feature = "cuda-std")))]
 pub use device::{fence, global, grid, math, params, shared, thread, warp};
 
-#[cfg(all(target_arch = "nvptx64", feature = "cuda-std"))]
-mod device;
 #[cfg(feature = "cuda-std")]
 mod cuda_std;
+#[cfg(all(target_arch = "nvptx64", feature = "cuda-std"))]
+mod device;
 #[cfg(all(target_arch = "nvptx64", feature = "cuda-std"))]
 pub use {
     cuda_std::{fence, thread, warp},

@@ -68,7 +68,7 @@ fn lane_key(uid: u32, lane: u32) -> u64 {
 }
 
 fn warp_key(uid: u32, warp: u32) -> u64 {
-    (uid as u64) << 12 | 1024 + warp as u64
+    (uid as u64) << 12 | (1024 + warp as u64)
 }
 
 fn block_key(uid: u32) -> u64 {
@@ -180,6 +180,10 @@ pub(super) struct BlockClock {
 pub(super) struct View<'a> {
     pub(super) lane: &'a LaneClock,
     pub(super) block: &'a BlockClock,
+    /// First block of the running launch.
+    pub(super) launch_uid: u32,
+    /// First block of the launches that may overlap the running one: `load_nc` must not meet their writes.
+    pub(super) overlap_uid: u32,
 }
 
 impl View<'_> {

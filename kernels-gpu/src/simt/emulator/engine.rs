@@ -314,7 +314,7 @@ pub(super) fn identity() -> (u32, u32, u32, u32) {
     // SAFETY: `current` gave the pointer; the references end with the block.
     unsafe {
         let slot = &(&(*engine).slots)[(*engine).slot];
-        let launch = &(&(*engine).launches)[slot.launch];
+        let launch = &(*engine).launches[slot.launch];
         ((*engine).lane as u32, slot.block_idx, launch.block, launch.grid)
     }
 }
@@ -397,7 +397,7 @@ impl<'a> Engine<'a> {
             block: slot.block_idx,
             lane: self.lane as u32,
             place,
-            other,
+            other: other.map(Box::new),
             seed: self.seed,
         }));
     }
@@ -686,10 +686,10 @@ impl<'a> Engine<'a> {
         let slot = &mut self.slots[self.slot];
         let launch = slot.launch;
         let launch_uid = self.progress[launch].first_uid;
-        let nc_limit = if self.options.pdl && launch > 0 { self.progress[launch - 1].first_uid } else { launch_uid };
-        let view = View { lane: &slot.lanes[self.lane].clock, block: &slot.clock };
+        let overlap_uid = if self.options.pdl && launch > 0 { self.progress[launch - 1].first_uid } else { launch_uid };
+        let view = View { lane: &slot.lanes[self.lane].clock, block: &slot.clock, launch_uid, overlap_uid };
         let memory = if space == Space::Shared { &mut slot.shared } else { &mut *self.global };
-        let offset = memory.access(view, address, size, kind, place, nc_limit, launch_uid)?;
+        let offset = memory.access(view, address, size, kind, place)?;
         // SAFETY: `access` found `size` bytes inside `bytes`.
         Ok(unsafe { memory.bytes.as_mut_ptr().add(offset) })
     }
@@ -906,7 +906,7 @@ fn new_lane(engine: *mut Engine<'static>) -> LaneStack {
         let body: *const (dyn Fn() + 'static) = unsafe {
             let slot = &mut (&mut (*engine).slots)[(*engine).slot];
             slot.lanes[(*engine).lane].yielder = yielder;
-            let body: *const dyn Fn() = &*(&(*engine).launches)[slot.launch].body;
+            let body: *const dyn Fn() = &*(*engine).launches[slot.launch].body;
             body
         };
         // SAFETY: the launches outlive the run.

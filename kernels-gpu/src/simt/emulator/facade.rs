@@ -422,7 +422,7 @@ pub mod params {
             if byte_offset as u64 + T::SIZE as u64 > self.len as u64 {
                 fail_here(FaultKind::OutOfBounds { space, address, bytes }, Location::caller());
             }
-            if byte_offset % T::SIZE != 0 {
+            if !byte_offset.is_multiple_of(T::SIZE) {
                 fail_here(FaultKind::Misaligned { space, address, bytes }, Location::caller());
             }
             // SAFETY: the range was checked above; the record is a `Copy` value that outlives the run.

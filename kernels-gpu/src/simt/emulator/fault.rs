@@ -20,7 +20,7 @@ pub struct Fault {
     /// Where in the source that lane was; absent when it was at no call of the facade.
     pub place: Option<Place>,
     /// The other side: who wrote, who waits, who left.
-    pub other: Option<Other>,
+    pub other: Option<Box<Other>>,
     /// Seed of the device; the same calls on a device of the same seed meet the same fault.
     pub seed: u64,
 }

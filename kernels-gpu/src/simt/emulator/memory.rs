@@ -123,7 +123,7 @@ fn fill_bits(bits: &mut [u64], start: usize, len: usize, value: bool) {
     let end = start + len;
     let mut at = start;
     while at < end {
-        let word_end = ((at >> 6) + 1 << 6).min(end);
+        let word_end = (((at >> 6) + 1) << 6).min(end);
         let count = word_end - at;
         let mask = (if count == 64 { u64::MAX } else { (1 << count) - 1 }) << (at & 63);
         if value {
@@ -235,9 +235,6 @@ impl Memory {
     }
 
     /// Checks one access and enters it in the shadow; the offset of its bytes on success.
-    ///
-    /// `nc_limit` is the first block of the launches that `load_nc` must not meet writes of; `launch_uid` is the first
-    /// block of the running launch.
     #[inline]
     pub(super) fn access(
         &mut self,
@@ -246,8 +243,6 @@ impl Memory {
         size: u32,
         kind: Kind,
         place: Place,
-        nc_limit: u32,
-        launch_uid: u32,
     ) -> Result<usize, Found> {
         let offset = self.locate(address, size)?;
         let bits = ((1u64 << size) - 1) << (offset & 63);
@@ -266,18 +261,18 @@ impl Memory {
             let cell = &mut self.cells[word];
             let me = view.lane.stamp;
             if kind == Kind::ReadNc {
-                if cell.write.uid() >= nc_limit && cell.write != Stamp::NONE {
+                if cell.write.uid() >= view.overlap_uid && cell.write != Stamp::NONE {
                     let other = other_of(cell.write, 1 << (cell.write.lane() & 31), Kind::Write, cell.write_place);
                     return Err((FaultKind::NonCoherent { address }, Some(other)));
                 }
                 cell.nc_uid = cell.nc_uid.max(me.uid());
-            } else if kind.is_write() && cell.nc_uid >= launch_uid {
+            } else if kind.is_write() && cell.nc_uid >= view.launch_uid {
                 let other = other_of(cell.reads, cell.read_lanes, Kind::ReadNc, cell.read_place);
                 return Err((FaultKind::NonCoherent { address }, Some(other)));
             }
             if cell.list != 0 || size < 4 || kind.is_atomic() {
                 let bytes = if size < 4 { ((1u8 << size) - 1) << (offset & 3) } else { 15 };
-                let found = self.access_list(view, word, bytes, kind, place, nc_limit);
+                let found = self.access_list(view, word, bytes, kind, place);
                 if let Err((nc, other)) = found {
                     return Err((if nc { FaultKind::NonCoherent { address } } else { fault() }, Some(other)));
                 }
@@ -309,7 +304,7 @@ impl Memory {
             } else if cell.reads == me.of_warp() {
                 cell.read_lanes |= 1 << (me.lane() & 31);
             } else {
-                let found = self.access_list(view, word, 15, kind, place, nc_limit);
+                let found = self.access_list(view, word, 15, kind, place);
                 debug_assert!(found.is_ok(), "a read next to reads cannot conflict");
             }
         }
@@ -325,7 +320,6 @@ impl Memory {
         bytes: u8,
         kind: Kind,
         place: Place,
-        nc_limit: u32,
     ) -> Result<(), (bool, (Stamp, Other))> {
         let me = view.lane.stamp;
         let at = self.list_of(word, me);
@@ -345,7 +339,7 @@ impl Memory {
             if access.bytes & bytes == 0 {
                 continue;
             }
-            if kind == Kind::ReadNc && access.kind.is_write() && access.stamp.uid() >= nc_limit {
+            if kind == Kind::ReadNc && access.kind.is_write() && access.stamp.uid() >= view.overlap_uid {
                 return Err((true, other_of(access.stamp, access.lanes, access.kind, Some(access.place))));
             }
             if kind.conflicts(access.kind) && !view.is_ordered(access.stamp, access.lanes) {

@@ -73,7 +73,7 @@ impl Random {
     }
 
     fn below(&mut self, bound: u32) -> u32 {
-        ((self.next() >> 32) * bound as u64 >> 32) as u32
+        (((self.next() >> 32) * bound as u64) >> 32) as u32
     }
 }
 
@@ -290,7 +290,7 @@ impl Device {
     pub fn run(&mut self, launches: &[Launch<'_>], options: Options) -> Result<Stats, Fault> {
         for launch in launches {
             let info = launch.info;
-            let message = if launch.block == 0 || launch.block % 32 != 0 || launch.grid == 0 {
+            let message = if launch.block == 0 || !launch.block.is_multiple_of(32) || launch.grid == 0 {
                 format!("{} blocks of {} lanes; want whole warps, at least one", launch.grid, launch.block)
             } else if launch.block > info.max_threads.min(1024) {
                 format!("{} lanes a block; the kernel is compiled for {}", launch.block, info.max_threads.min(1024))
