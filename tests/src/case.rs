@@ -1,7 +1,9 @@
 //! An owned request. [`Request`] borrows everything, so something must own it.
 
 use half::{bf16, f16};
-use rfdetr_post_core::{DType, Detections, ImageMeta, Options, Request, Result, Tensor, TensorData, Tensors, reference};
+use rfdetr_post_core::{
+    DType, Detections, ImageMeta, Options, Request, Result, Tensor, TensorData, Tensors, reference,
+};
 
 /// An owned tensor, row-major.
 #[derive(Clone, PartialEq)]

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use rfdetr_post_core::{DetectionRow, Detections, Health, ImageDetections, MaskFormat, Masks, Request, Result, reference};
+use rfdetr_post_core::{
+    DetectionRow, Detections, Health, ImageDetections, MaskFormat, Masks, Request, Result, reference,
+};
 
 /// Where two answers differ first, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -121,12 +121,7 @@ impl MetaRecord {
             content,
             network: size(self.inference_size),
             intermediate: self.nonsquare_intermediate_size.map(size),
-            padding: Padding {
-                left: self.pad_left,
-                top: self.pad_top,
-                right: self.pad_right,
-                bottom: self.pad_bottom,
-            },
+            padding: Padding { left: self.pad_left, top: self.pad_top, right: self.pad_right, bottom: self.pad_bottom },
             scale_x: self.scale_width,
             scale_y: self.scale_height,
             crop_offset: Offset { x, y },

@@ -8,9 +8,14 @@
 //! - [`fixtures`]: the answers of others, read from `tests/fixtures`;
 //! - [`oracle`]: an independent implementation in f64 with an argued error bound;
 //! - [`plain`]: brute-force run lengths, areas and boxes;
-//! - [`strategies`]: random, lopsided, hostile requests for `proptest`.
+//! - [`strategies`]: random, lopsided, hostile requests for `proptest`;
+//! - [`random`]: the seeded generator that fills their tensors.
 #![forbid(unsafe_code)]
 
 pub mod case;
 pub mod compare;
 pub mod fixtures;
+pub mod oracle;
+pub mod plain;
+pub mod random;
+pub mod strategies;
