@@ -530,3 +530,66 @@ pub mod math {
         f32::from_bits((bits as u32) << 16)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::math;
+
+    /// Values with few bits and near exponents, so that `a * b + c` is exact in an i128 of units of 2^-80.
+    fn sample(random: &mut super::super::Random) -> (f32, i128) {
+        let mantissa = (random.next() % (1 << 25)) as i128 - (1 << 24);
+        let exponent = random.below(30) as i32 - 20;
+        (mantissa as f32 * (exponent as f32).exp2(), mantissa << (exponent + 20))
+    }
+
+    fn units(value: f32) -> i128 {
+        // 2^40 units a whole number; all f32 here are multiples of 2^-40.
+        (value as f64 * 40f64.exp2()) as i128
+    }
+
+    #[test]
+    fn fma_rd_is_the_greatest_value_not_above() {
+        let mut random = super::super::Random(5);
+        for _ in 0..200_000 {
+            let ((a, exact_a), (b, exact_b), (c, exact_c)) =
+                (sample(&mut random), sample(&mut random), sample(&mut random));
+            // `exact_*` count 2^-20, so the product counts 2^-40.
+            let exact = exact_a * exact_b + (exact_c << 20);
+            let result = math::fma_rd(a, b, c);
+            assert!(units(result) <= exact, "{a} * {b} + {c} = {result}, above");
+            assert!(result.abs() < 1.0 || units(result.next_up()) > exact, "{a} * {b} + {c} = {result}, not greatest");
+        }
+        assert_eq!(math::fma_rd(1.0, 1.0, -1.0).to_bits(), (-0.0f32).to_bits());
+        assert_eq!(math::fma_rd(0.0, 1.0, 0.0).to_bits(), 0);
+        assert_eq!(math::fma_rd(f32::MAX, 2.0, 0.0), f32::MAX);
+        assert_eq!(math::fma_rd(f32::MAX, -2.0, 0.0), f32::NEG_INFINITY);
+        assert_eq!(math::fma_rd(f32::INFINITY, 1.0, 1.0), f32::INFINITY);
+        assert!(math::fma_rd(f32::INFINITY, 0.0, 1.0).is_nan());
+        assert_eq!(math::fma_rd(1.0, 1.0, -1e-30), 1f32.next_down());
+        assert_eq!(math::fma_rd(1.0, 1.0, 1e-30), 1.0);
+    }
+
+    #[test]
+    fn every_half() {
+        for bits in 0..=u16::MAX {
+            let (exponent, fraction) = ((bits >> 10 & 31) as i32, (bits & 1023) as f64 / 1024.0);
+            let magnitude = match exponent {
+                0 => fraction * (-14f64).exp2(),
+                31 if fraction == 0.0 => f64::INFINITY,
+                31 => f64::NAN,
+                _ => (1.0 + fraction) * ((exponent - 15) as f64).exp2(),
+            };
+            let expected = if bits >> 15 == 1 { -magnitude } else { magnitude } as f32;
+            let got = math::f16_to_f32(bits);
+            assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{bits:#06x}: {got}");
+        }
+    }
+
+    #[test]
+    fn rounding() {
+        assert_eq!([0.5, 1.5, 2.5, -0.5, -1.5].map(math::rne), [0.0, 2.0, 2.0, -0.0, -2.0]);
+        assert_eq!(math::bf16_to_f32(0x3f80), 1.0);
+        assert_eq!(math::ex2_approx_ftz(3.0), 8.0);
+        assert_eq!(math::ex2_approx_ftz(-140.0), 0.0);
+    }
+}
