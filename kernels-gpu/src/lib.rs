@@ -11,9 +11,67 @@
 #![cfg_attr(feature = "cuda-std", allow(unexpected_cfgs, reason = "cuda_std's attribute names targets of the past"))]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features, reason = "convergent operations exist only as intrinsics"))]
 
+pub mod axes;
+pub mod boxes;
+pub mod columns;
+pub mod dense;
+pub mod grid_logits;
+pub mod inputs;
+pub mod masks;
+pub mod rle;
+pub mod scan;
+pub mod score;
+pub mod select;
 #[cfg(feature = "self-test")]
 pub mod self_test;
 pub mod simt;
+
+use rfdetr_post_core::packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared::masks::MAX_THREADS};
+
+use crate::simt::{grid, params::Params, thread};
+
+kernel! {
+    /// Selects and decodes the detections of a batch: one block an image. Further blocks, `axis_blocks` an image, build
+    /// the axis tables of the mask kernels meanwhile.
+    #[launch_bounds(1024, 1)]
+    pub fn rfdetr_select(args: &SelectArgs, params: Params) {
+        grid::launch_dependents();
+        let block = thread::block_idx_x();
+        // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
+        unsafe {
+            if block < args.batch {
+                select::select(args, params, block);
+            } else {
+                let (image, part) = ((block - args.batch) / args.axis_blocks, (block - args.batch) % args.axis_blocks);
+                let offset = core::mem::offset_of!(SelectArgs, records) as u32;
+                let is_inline = args.batch as usize <= INLINE_IMAGES;
+                let record = inputs::load_record(is_inline, params, offset, args.records_at, image);
+                axes::build(args.axes_at, &args.axes, &record, args.flags, image, part, args.axis_blocks);
+            }
+        }
+    }
+
+    /// Makes the run lengths of every detection: any number of blocks.
+    #[launch_bounds(MAX_THREADS, 2)]
+    pub fn rfdetr_masks_rle(args: &MaskArgs, params: Params) {
+        // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
+        unsafe { rle::masks_rle(args, params) }
+    }
+
+    /// Makes the dense or bit-packed masks of every detection: any number of blocks.
+    #[launch_bounds(MAX_THREADS, 2)]
+    pub fn rfdetr_masks_dense(args: &MaskArgs, params: Params) {
+        // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
+        unsafe { dense::masks_dense(args, params) }
+    }
+
+    /// Copies the mask grids of every detection: any number of blocks.
+    #[launch_bounds(MAX_THREADS, 2)]
+    pub fn rfdetr_masks_grid(args: &MaskArgs, params: Params) {
+        // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
+        unsafe { grid_logits::masks_grid(args, params) }
+    }
+}
 
 #[cfg(all(target_arch = "nvptx64", not(feature = "cuda-std")))]
 #[panic_handler]

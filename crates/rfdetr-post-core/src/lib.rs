@@ -16,6 +16,7 @@
 //! - [`reference`]: selection, boxes, masks and run lengths as plain loops;
 //! - [`plan`]: every buffer size and launch dimension of the GPU path, as values that can be printed;
 //! - [`packed`]: the `repr(C)` records that host and device share;
+//! - [`unpack`]: a packed result, checked and decoded;
 //! - [`detections`]: the answer.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -49,6 +50,8 @@ pub mod request;
 pub mod score;
 #[cfg(feature = "alloc")]
 pub mod tensor;
+#[cfg(feature = "alloc")]
+pub mod unpack;
 
 #[cfg(feature = "alloc")]
 pub use crate::{

@@ -234,7 +234,7 @@ pub struct SelectArgs {
     pub counters_at: u64,
     /// Axis tables: written.
     pub axes_at: u64,
-    /// One word, zero between launches: counts finished blocks.
+    /// Three words, zero between launches: finished blocks, unused here, detections.
     pub done_at: u64,
     /// [`ResultHeader`]; used with `FLAG_SELECT_ONLY`.
     pub result_at: u64,

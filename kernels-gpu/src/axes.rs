@@ -1,0 +1,185 @@
+//! Axis tables: which cells of the mask window make up an output column or row, and with which weights.
+//!
+//! They depend on sizes only, so spare blocks of the selection kernel build them while the selection runs, and the mask
+//! kernels read them. Nothing is kept from one request to the next: no size is ever slower than another.
+
+use rfdetr_post_core::packed::{
+    AxesLayout, FLAG_BILINEAR, GROUP_IS_IRREGULAR, IMAGE_IDENTITY, ImageRecord,
+};
+
+use crate::simt::{global::Global, math, thread};
+
+/// One axis of the resize.
+#[derive(Clone, Copy)]
+pub struct Axis {
+    /// Cells of the window.
+    pub n_in: u32,
+    /// Output columns or rows.
+    pub n_out: u32,
+    /// Cells an output index.
+    pub scale: f32,
+    /// Half width of the filter.
+    pub support: f32,
+    /// Its reciprocal.
+    pub inverse: f32,
+    /// Without antialias.
+    pub is_bilinear: bool,
+    /// The window has the content's size on both axes.
+    pub is_identity: bool,
+}
+
+impl Axis {
+    /// The horizontal axis of an image.
+    #[inline(always)]
+    pub fn columns(record: &ImageRecord, flags: u32) -> Self {
+        Self {
+            n_in: record.window_w,
+            n_out: record.content_w,
+            scale: record.scale_x,
+            support: record.support_x,
+            inverse: record.inverse_x,
+            is_bilinear: flags & FLAG_BILINEAR != 0,
+            is_identity: record.flags & IMAGE_IDENTITY != 0,
+        }
+    }
+
+    /// The vertical axis of an image.
+    #[inline(always)]
+    pub fn rows(record: &ImageRecord, flags: u32) -> Self {
+        Self {
+            n_in: record.window_h,
+            n_out: record.content_h,
+            scale: record.scale_y,
+            support: record.support_y,
+            inverse: record.inverse_y,
+            ..Self::columns(record, flags)
+        }
+    }
+
+    /// First cell and number of cells of an output index (spec 5.3, 5.6).
+    #[inline(always)]
+    pub fn span(&self, i: u32) -> (u32, u32) {
+        if self.is_identity {
+            return (i, 1);
+        }
+        let p = i as f32 + 0.5;
+        if self.is_bilinear {
+            let u = math::fma(self.scale, p, -0.5);
+            let u = if u > 0.0 { u } else { 0.0 };
+            return ((u as u32).min(self.n_in - 1), 2);
+        }
+        let low = math::fma(self.scale, p, -self.support) + 0.5;
+        let high = math::fma(self.scale, p, self.support) + 0.5;
+        let first = (low as i32).max(0);
+        let end = (high as i32).min(self.n_in as i32);
+        (first as u32, (end - first) as u32)
+    }
+
+    /// Distance of the first cell from the output's center, in cells; one rounding (spec 5.3).
+    #[inline(always)]
+    fn distance(&self, i: u32, first: u32) -> f32 {
+        math::fma(-self.scale, i as f32 + 0.5, first as f32)
+    }
+
+    /// Weight of cell `first + j` before normalisation.
+    #[inline(always)]
+    pub fn filter(&self, distance: f32, j: u32) -> f32 {
+        let t = ((j as f32 + distance) + 0.5) * self.inverse;
+        let t = if t < 0.0 { -t } else { t };
+        if t < 1.0 { 1.0 - t } else { 0.0 }
+    }
+
+    /// The table entry of an output index: `[first, count, w0, w1]`, or `[first, count, total, distance]` for more than
+    /// two cells.
+    #[inline(always)]
+    fn entry(&self, i: u32) -> [u32; 4] {
+        let (first, count) = self.span(i);
+        if self.is_identity {
+            return [first, count, 1f32.to_bits(), 0];
+        }
+        if self.is_bilinear {
+            let u = math::fma(self.scale, i as f32 + 0.5, -0.5);
+            let upper = (if u > 0.0 { u } else { 0.0 }) - first as f32;
+            return [first, count, (1.0 - upper).to_bits(), upper.to_bits()];
+        }
+        let distance = self.distance(i, first);
+        let mut total = 0.0;
+        let mut j = 0;
+        while j < count {
+            total += self.filter(distance, j);
+            j += 1;
+        }
+        if count > 2 {
+            return [first, count, total.to_bits(), distance.to_bits()];
+        }
+        let weight = |j| normalize(self.filter(distance, j), total);
+        [first, count, weight(0).to_bits(), if count > 1 { weight(1).to_bits() } else { 0 }]
+    }
+}
+
+/// A weight divided by the sum of all, unless that is zero.
+#[inline(always)]
+pub fn normalize(weight: f32, total: f32) -> f32 {
+    if total != 0.0 { math::div(weight, total) } else { weight }
+}
+
+/// Builds the part `part` of `num_parts` of one image's tables.
+///
+/// # Safety
+/// `axes_at` has the tables of a plan that the image fits, and no other block builds this part.
+#[inline(always)]
+pub unsafe fn build(axes_at: u64, layout: &AxesLayout, record: &ImageRecord, flags: u32, image: u32, part: u32, num_parts: u32) {
+    let at = axes_at + 16 * image as u64 * layout.image_stride as u64;
+    let (columns, rows) = (Axis::columns(record, flags), Axis::rows(record, flags));
+    if columns.n_in == 0 || rows.n_in == 0 {
+        return;
+    }
+    let entries = Global::<[u32; 4]>::from_address(at);
+    let groups = Global::<u32>::from_address(at + 16 * layout.groups_offset as u64);
+    let step = num_parts * thread::block_dim_x();
+    let mut i = part * thread::block_dim_x() + thread::thread_idx_x();
+    while i < columns.n_out + rows.n_out {
+        // SAFETY: the plan made room for the content's columns, its rows, and the window's row groups.
+        unsafe {
+            if i < columns.n_out {
+                entries.store(i as usize, columns.entry(i));
+            } else {
+                let y = i - columns.n_out;
+                entries.store((layout.rows_offset + y) as usize, rows.entry(y));
+                end_groups(groups, &rows, y);
+            }
+        }
+        i += step;
+    }
+}
+
+/// Writes the ends of the row groups that end with output row `y`. The group of window row `r` are the output rows
+/// whose first cell is `r`.
+///
+/// Example: 3 rows stretched to 7 have the first cells 0 0 0 0 1 1 2, so the ends are 4, 6 and 7.
+///
+/// # Safety
+/// As [`build`].
+#[inline(always)]
+unsafe fn end_groups(groups: Global<u32>, rows: &Axis, y: u32) {
+    let (first, count) = rows.span(y);
+    let next = if y + 1 < rows.n_out { rows.span(y + 1).0 } else { rows.n_in };
+    // Above two cells only the last row of a group can be, by a rounding of its bounds: `high - low` is 2, so a third
+    // cell needs `low` within two ulp of the next cell, which the row below has passed.
+    let flag = if count > 2 { GROUP_IS_IRREGULAR } else { 0 };
+    // SAFETY: first cells never decrease, so each group below `n_in` is ended by exactly one row.
+    unsafe {
+        if y == 0 {
+            let mut r = 0;
+            while r < first {
+                groups.store(r as usize, 0);
+                r += 1;
+            }
+        }
+        let mut r = first;
+        while r < next {
+            groups.store(r as usize, (y + 1) | if r == first { flag } else { 0 });
+            r += 1;
+        }
+    }
+}

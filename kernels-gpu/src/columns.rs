@@ -1,0 +1,438 @@
+//! One output column of a mask, as the rows where it changes between background and foreground.
+//!
+//! The simple version evaluates every pixel:
+//!
+//! ```text
+//! for y in rows: if (value(x, y) > 0) != state: emit(y); state = !state
+//! ```
+//!
+//! The fast version knows that between two rows of the mask window a column is monotone. Output rows come in groups that
+//! blend the same two window rows `a`, `b` (after the horizontal pass) as `fl(b * w1 + fl(a * w0))`, with `w1` rising
+//! and `w0` falling down the group. So:
+//!
+//! 1. If `a > 0` and `b > 0` agree, the whole group has that sign: weights are not negative and at least one is positive.
+//!    Products that underflow could round to zero, so two positive values of which one is tiny take the simple loop.
+//! 2. Otherwise the exact sum moves one way down the group, and so does its rounded value, because rounding is monotone:
+//!    the sign changes at most once, and a bisection with the exact expression finds the row.
+//! 3. Groups that touch a value that is not finite, and the rare groups with a row of three taps, take the simple loop.
+//!
+//! A column then costs O(window rows) instead of O(output rows). Without antialias the blend is
+//! `fl(a * w0 + fl(b * w1))`, for which the same holds.
+
+use rfdetr_post_core::packed::{GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs};
+
+use crate::{
+    axes::{Axis, normalize},
+    inputs::load_element,
+    simt::{global::Global, math, shared::Shared, thread},
+};
+
+/// Positive values below this may underflow when multiplied by a weight. Weights are zero or at least 2^-38: they are
+/// differences of multiples of 2^-38, the smallest scale (2^-14) having 24 bits.
+const TINY: f32 = 1.0 / (1u128 << 100) as f32;
+
+/// The masks of one image: its geometry and where its tables lie.
+#[derive(Clone, Copy)]
+pub struct Geometry {
+    /// Canvas, content and window.
+    pub record: ImageRecord,
+    /// The horizontal axis.
+    pub columns: Axis,
+    /// The vertical axis.
+    pub rows: Axis,
+    column_entries: Global<[u32; 4]>,
+    row_entries: Global<[u32; 4]>,
+    group_ends: Global<u32>,
+}
+
+impl Geometry {
+    /// The geometry of image `image`.
+    ///
+    /// # Safety
+    /// `args` holds what [`MaskArgs`] promises, and `record` is the image's.
+    #[inline(always)]
+    pub unsafe fn new(args: &MaskArgs, record: ImageRecord, image: u32) -> Self {
+        let at = args.axes_at + 16 * image as u64 * args.axes.image_stride as u64;
+        Self {
+            columns: Axis::columns(&record, args.flags),
+            rows: Axis::rows(&record, args.flags),
+            column_entries: Global::from_address(at),
+            row_entries: Global::from_address(at + 16 * args.axes.rows_offset as u64),
+            group_ends: Global::from_address(at + 16 * args.axes.groups_offset as u64),
+            record,
+        }
+    }
+
+    /// Whether nothing of the grid shows content: every mask is empty.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.record.window_w == 0 || self.record.window_h == 0
+    }
+
+    /// The taps of a content column.
+    ///
+    /// # Safety
+    /// `x` is below the content's width.
+    #[inline(always)]
+    pub unsafe fn column(&self, x: u32) -> Taps {
+        // SAFETY: one entry a content column.
+        Taps::new(unsafe { self.column_entries.load(x as usize) }, self.columns.n_in, self.columns.is_bilinear)
+    }
+
+    /// The taps of a content row.
+    ///
+    /// # Safety
+    /// `y` is below the content's height.
+    #[inline(always)]
+    pub unsafe fn row(&self, y: u32) -> Taps {
+        // SAFETY: one entry a content row.
+        Taps::new(unsafe { self.row_entries.load(y as usize) }, self.rows.n_in, self.rows.is_bilinear)
+    }
+
+    /// End of the group of window row `r`, with its flag.
+    ///
+    /// # Safety
+    /// `r` is below the window's height.
+    #[inline(always)]
+    pub unsafe fn group_end(&self, r: u32) -> u32 {
+        // SAFETY: one word a window row.
+        unsafe { self.group_ends.load(r as usize) }
+    }
+}
+
+/// Cells and weights of one output index. For more than two cells `w0` is the sum of the weights and `w1` the distance.
+#[derive(Clone, Copy)]
+pub struct Taps {
+    /// First cell.
+    pub first: u32,
+    /// Number of cells.
+    pub count: u32,
+    /// Second cell; the first if there is none.
+    second: u32,
+    w0: f32,
+    w1: f32,
+    is_bilinear: bool,
+}
+
+impl Taps {
+    #[inline(always)]
+    fn new([first, count, w0, w1]: [u32; 4], n_in: u32, is_bilinear: bool) -> Self {
+        let has_second = count > 1 && first + 1 < n_in;
+        Self {
+            first,
+            count,
+            second: first + has_second as u32,
+            w0: f32::from_bits(w0),
+            w1: f32::from_bits(w1),
+            is_bilinear,
+        }
+    }
+
+    /// The value of at most two cells (spec 5.4, 5.6).
+    #[inline(always)]
+    fn blend(&self, v0: f32, v1: f32) -> f32 {
+        if self.count == 1 {
+            v0 * self.w0
+        } else if self.is_bilinear {
+            math::fma(self.w0, v0, self.w1 * v1)
+        } else {
+            math::fma(v1, self.w1, v0 * self.w0)
+        }
+    }
+
+    /// The value of any number of cells: zero weights multiply too.
+    #[inline(always)]
+    fn sum(&self, axis: &Axis, value: impl Fn(u32) -> f32) -> f32 {
+        if self.count <= 2 {
+            return self.blend(value(self.first), value(self.second));
+        }
+        let weight = |j| normalize(axis.filter(self.w1, j), self.w0);
+        let mut sum = value(self.first) * weight(0);
+        let mut j = 1;
+        while j < self.count {
+            sum = math::fma(value(self.first + j), weight(j), sum);
+            j += 1;
+        }
+        sum
+    }
+}
+
+/// The mask logits of one query, seen through the image's window.
+#[derive(Clone, Copy)]
+pub struct Window {
+    masks_at: u64,
+    dtype: u32,
+    first: usize,
+    mask_w: u32,
+    mask_h: u32,
+    window_x: i32,
+    window_y: i32,
+}
+
+impl Window {
+    /// The window of query `query_idx` of image `image`.
+    #[inline(always)]
+    pub fn new(args: &MaskArgs, record: &ImageRecord, image: u32, query_idx: u32) -> Self {
+        let grid = args.mask_h as usize * args.mask_w as usize;
+        Self {
+            masks_at: args.masks_at,
+            dtype: args.masks_dtype,
+            first: (image as usize * args.num_queries as usize + query_idx as usize) * grid,
+            mask_w: args.mask_w,
+            mask_h: args.mask_h,
+            window_x: record.window_x,
+            window_y: record.window_y,
+        }
+    }
+
+    /// The cell at window row `r` and column `c`; zero outside the grid.
+    ///
+    /// # Safety
+    /// The mask tensor is what [`MaskArgs`] promises.
+    #[inline(always)]
+    pub unsafe fn cell(&self, r: u32, c: u32) -> f32 {
+        let (x, y) = (c as i32 + self.window_x, r as i32 + self.window_y);
+        if (x as u32) < self.mask_w && (y as u32) < self.mask_h {
+            // SAFETY: inside the grid; negative coordinates are above its sides as `u32`.
+            unsafe { load_element(self.masks_at, self.dtype, self.first + y as usize * self.mask_w as usize + x as usize) }
+        } else {
+            0.0
+        }
+    }
+}
+
+/// A rectangle of the window in shared memory, or, where that has no room for it, in global memory.
+#[derive(Clone, Copy)]
+pub struct Slab {
+    window: Window,
+    cells: Shared<f32>,
+    is_shared: bool,
+    first_row: u32,
+    first_column: u32,
+    num_columns: u32,
+    /// First row with a cell that can make a pixel foreground; above `last_row` if there is none.
+    pub first_live_row: u32,
+    /// Last such row.
+    pub last_live_row: u32,
+}
+
+/// A half-open range of window rows or columns.
+#[derive(Clone, Copy)]
+pub struct Span {
+    /// First index.
+    pub start: u32,
+    /// End.
+    pub end: u32,
+}
+
+impl Slab {
+    /// Loads a rectangle of the window; counts the cells of the range `owned` (a range of columns, or of rows if
+    /// `owns_rows`) that are not finite.
+    ///
+    /// Callers: every thread of the block; valid in all threads. A barrier is owed before the slab, or `counters[0..3]`,
+    /// are used again. Cost: two barriers.
+    ///
+    /// # Safety
+    /// `cells` has `capacity` words, `counters` three; the spans lie inside the window.
+    #[expect(clippy::too_many_arguments, reason = "a rectangle, a range, and two places in shared memory")]
+    #[track_caller]
+    #[inline(always)]
+    pub unsafe fn load(
+        window: Window, rows: Span, columns: Span, owned: Span, owns_rows: bool, cells: Shared<f32>, capacity: u32,
+        counters: Shared<u32>,
+    ) -> (Self, u32) {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        if tid < 3 {
+            // SAFETY: the caller gave three words: first live row, last live row plus one, non-finite cells.
+            unsafe { counters.store(tid, if tid == 0 { u32::MAX } else { 0 }) };
+        }
+        thread::sync_threads();
+        let num_columns = columns.end - columns.start;
+        let len = (rows.end - rows.start) * num_columns;
+        let is_shared = len <= capacity;
+        let (mut first_live, mut live_end, mut nonfinite) = (u32::MAX, 0, 0);
+        let mut i = tid;
+        while i < len {
+            let (r, c) = (rows.start + i / num_columns, columns.start + i % num_columns);
+            // SAFETY: inside the window; `i` is below the capacity if the slab is shared.
+            let cell = unsafe { window.cell(r, c) };
+            if is_shared {
+                unsafe { cells.store(i, cell) };
+            }
+            // NaN and infinities may spoil or make anything, so they are live.
+            if !(cell <= 0.0 && cell > f32::NEG_INFINITY) {
+                first_live = first_live.min(r);
+                live_end = live_end.max(r + 1);
+                let owner = if owns_rows { r } else { c };
+                if !cell.is_finite() && owned.start <= owner && owner < owned.end {
+                    nonfinite += 1;
+                }
+            }
+            i += block;
+        }
+        if live_end > 0 {
+            // SAFETY: three words.
+            unsafe {
+                counters.fetch_min(0, first_live);
+                counters.fetch_max(1, live_end);
+                if nonfinite > 0 {
+                    counters.fetch_add(2, nonfinite);
+                }
+            }
+        }
+        thread::sync_threads();
+        // SAFETY: written before the barrier.
+        let (first_live, live_end, nonfinite) = unsafe { (counters.load(0), counters.load(1), counters.load(2)) };
+        let slab = Self {
+            window,
+            cells,
+            is_shared,
+            first_row: rows.start,
+            first_column: columns.start,
+            num_columns,
+            first_live_row: first_live,
+            last_live_row: live_end.wrapping_sub(1),
+        };
+        (slab, nonfinite)
+    }
+
+    /// A slab that reads every cell from the window.
+    #[inline(always)]
+    pub fn unshared(window: Window) -> Self {
+        Self {
+            window,
+            // SAFETY: never read.
+            cells: unsafe { Shared::at(0) },
+            is_shared: false,
+            first_row: 0,
+            first_column: 0,
+            num_columns: 0,
+            first_live_row: 0,
+            last_live_row: u32::MAX,
+        }
+    }
+
+    /// Whether no pixel that the slab makes can be foreground.
+    #[inline(always)]
+    pub fn is_dead(&self) -> bool {
+        self.first_live_row == u32::MAX
+    }
+
+    /// # Safety
+    /// The cell is inside the slab's rectangle.
+    #[inline(always)]
+    unsafe fn cell(&self, r: u32, c: u32) -> f32 {
+        // SAFETY: the caller vouches for the cell.
+        unsafe {
+            if self.is_shared {
+                self.cells.load((r - self.first_row) * self.num_columns + (c - self.first_column))
+            } else {
+                self.window.cell(r, c)
+            }
+        }
+    }
+
+    /// A cell of a column after the horizontal pass.
+    ///
+    /// # Safety
+    /// The slab holds the column's cells of row `r`.
+    #[inline(always)]
+    unsafe fn stretched(&self, geometry: &Geometry, column: &Taps, r: u32) -> f32 {
+        // SAFETY: the caller vouches for the row.
+        column.sum(&geometry.columns, |c| unsafe { self.cell(r, c) })
+    }
+
+    /// Whether a pixel is foreground, by the plain expression.
+    ///
+    /// # Safety
+    /// The slab holds the cells of the pixel.
+    #[inline(always)]
+    pub unsafe fn is_foreground(&self, geometry: &Geometry, column: &Taps, y: u32) -> bool {
+        // SAFETY: the caller vouches for the pixel.
+        unsafe {
+            let row = geometry.row(y);
+            row.sum(&geometry.rows, |r| self.stretched(geometry, column, r)) > 0.0
+        }
+    }
+
+    /// Walks down a content column from row `y0` to `y1`, as if above it were background, and emits the rows where it
+    /// changes. Returns the state of the last row.
+    ///
+    /// # Safety
+    /// The slab holds the cells of the column's rows, and is not dead; rows are inside the content.
+    #[inline(always)]
+    pub unsafe fn walk(&self, geometry: &Geometry, column: &Taps, y0: u32, y1: u32, mut emit: impl FnMut(u32)) -> bool {
+        let mut state = false;
+        let mut y = y0;
+        // SAFETY: the caller vouches for the rows; groups between the live rows lie inside the window.
+        unsafe {
+            if geometry.record.flags & IMAGE_PLAIN_ROWS != 0 {
+                while y < y1 {
+                    if self.is_foreground(geometry, column, y) != state {
+                        emit(y);
+                        state = !state;
+                    }
+                    y += 1;
+                }
+                return state;
+            }
+            // A row of three taps reaches two rows down.
+            let mut r = self.first_live_row.saturating_sub(2).max(self.first_row);
+            if r > 0 {
+                y = y.max(geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR);
+            }
+            let last_row = geometry.rows.n_in - 1;
+            let mut above = self.stretched(geometry, column, r);
+            while r <= self.last_live_row && y < y1 {
+                let below = if r < last_row { self.stretched(geometry, column, r + 1) } else { above };
+                let group_end = geometry.group_end(r);
+                let end = (group_end & !GROUP_IS_IRREGULAR).min(y1);
+                if y < end {
+                    let (from, to) = (above > 0.0, below > 0.0);
+                    let is_plain = group_end & GROUP_IS_IRREGULAR != 0
+                        || !(above.is_finite() && below.is_finite())
+                        || from && to && (above < TINY || below < TINY);
+                    if is_plain {
+                        while y < end {
+                            if self.is_foreground(geometry, column, y) != state {
+                                emit(y);
+                                state = !state;
+                            }
+                            y += 1;
+                        }
+                    } else {
+                        // First row of the group that has the sign of the row below.
+                        let mut change = y;
+                        if from != to {
+                            let mut high = end;
+                            while change < high {
+                                let middle = (change + high) / 2;
+                                if (geometry.row(middle).blend(above, below) > 0.0) == to {
+                                    high = middle;
+                                } else {
+                                    change = middle + 1;
+                                }
+                            }
+                        }
+                        if y < change && from != state {
+                            emit(y);
+                            state = from;
+                        }
+                        if change < end && to != state {
+                            emit(change);
+                            state = to;
+                        }
+                        y = end;
+                    }
+                }
+                above = below;
+                r += 1;
+            }
+        }
+        if y < y1 && state {
+            emit(y);
+            state = false;
+        }
+        state
+    }
+}

@@ -1,0 +1,327 @@
+//! What the mask kernels share: the list of work, the end of a mask, and the end of the request.
+
+use rfdetr_post_core::packed::{
+    DetectionRow, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs,
+    shared::{COUNTERS, SCAN, masks as layout},
+};
+
+use crate::{
+    inputs::load_record,
+    scan::block_exclusive_add,
+    select::publish,
+    simt::{fence, global::Global, params::Params, shared::Shared, thread, warp},
+};
+
+/// Words of the counters that this module uses; the first three are the slab's.
+const BROADCAST: u32 = 4;
+/// Area, then left, top, right, bottom of a mask.
+const STATS: u32 = 16;
+
+/// Shared words of the counters.
+///
+/// # Safety
+/// The block has the layout's shared memory.
+#[inline(always)]
+pub unsafe fn counters() -> Shared<u32> {
+    // SAFETY: the caller vouches for it.
+    unsafe { Shared::at(COUNTERS) }
+}
+
+/// Shared words of the scan.
+///
+/// # Safety
+/// The block has the layout's shared memory.
+#[inline(always)]
+pub unsafe fn scratch() -> Shared<u32> {
+    // SAFETY: the caller vouches for it.
+    unsafe { Shared::at(SCAN) }
+}
+
+/// The work of one launch: items of every image, counted from the selection's headers.
+pub struct Work {
+    /// Items of the whole batch.
+    pub num_items: u32,
+    prefix: Shared<u32>,
+    batch: u32,
+}
+
+impl Work {
+    /// Counts the items of each image with `items(image, num_detections)`.
+    ///
+    /// Callers: every thread of the block; valid in all threads.
+    ///
+    /// # Safety
+    /// `args` holds what [`MaskArgs`] promises, and the selection's writes are visible.
+    #[track_caller]
+    #[inline(always)]
+    pub unsafe fn new(args: &MaskArgs, items: impl Fn(u32, u32) -> u32) -> Self {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let headers = Global::<u32>::from_address(args.headers_at);
+        // SAFETY: `prefix` has a word for each image and one more; every image has a header.
+        unsafe {
+            let prefix = Shared::<u32>::at(layout::PREFIX);
+            let num_items = |image: u32| {
+                if image < args.batch {
+                    items(image, headers.load(image as usize * size_of::<ImageHeader>() / 4))
+                } else {
+                    0
+                }
+            };
+            if args.batch == 1 {
+                let num_items = num_items(0);
+                if tid < 2 {
+                    prefix.store(tid, if tid == 0 { 0 } else { num_items });
+                }
+                thread::sync_threads();
+                return Self { num_items, prefix, batch: 1 };
+            }
+            let mut sum = 0;
+            let mut base = 0;
+            while base < args.batch {
+                let image = base + tid;
+                let (before, total) = block_exclusive_add(num_items(image), scratch());
+                if image < args.batch {
+                    prefix.store(image, sum + before);
+                }
+                sum += total;
+                base += block;
+                thread::sync_threads();
+            }
+            if tid == 0 {
+                prefix.store(args.batch, sum);
+            }
+            thread::sync_threads();
+            Self { num_items: sum, prefix, batch: args.batch }
+        }
+    }
+
+    /// The image of an item, and its index among the image's items.
+    ///
+    /// # Safety
+    /// `item` is below `num_items`.
+    #[inline(always)]
+    pub unsafe fn image_of(&self, item: u32) -> (u32, u32) {
+        // The last image that begins at or before the item.
+        let (mut low, mut high) = (0, self.batch);
+        // SAFETY: indices stay below the batch; the words were written in `new`.
+        unsafe {
+            while high - low > 1 {
+                let middle = (low + high) / 2;
+                if self.prefix.load(middle) <= item {
+                    low = middle;
+                } else {
+                    high = middle;
+                }
+            }
+            (low, item - self.prefix.load(low))
+        }
+    }
+}
+
+/// The record of an image.
+///
+/// # Safety
+/// `args` holds what [`MaskArgs`] promises; `image` is below the batch.
+#[inline(always)]
+pub unsafe fn record(args: &MaskArgs, params: Params, image: u32) -> ImageRecord {
+    let is_inline = args.batch as usize <= INLINE_IMAGES;
+    // SAFETY: the caller vouches for the records.
+    unsafe {
+        load_record(is_inline, params, core::mem::offset_of!(MaskArgs, records) as u32, args.records_at, image)
+    }
+}
+
+/// Index of a row of the batch.
+#[inline(always)]
+pub fn row_idx(args: &MaskArgs, image: u32, slot: u32) -> usize {
+    image as usize * args.max_detections as usize + slot as usize
+}
+
+/// The query of a row.
+///
+/// # Safety
+/// `row` is a row that the selection wrote.
+#[inline(always)]
+pub unsafe fn query_of(args: &MaskArgs, row: usize) -> u32 {
+    let word = (row * size_of::<DetectionRow>() + core::mem::offset_of!(DetectionRow, query_idx)) / 4;
+    // SAFETY: the caller vouches for the row.
+    unsafe { Global::<u32>::from_address(args.rows_at).load(word) }
+}
+
+/// Adds to the image's count of mask logits that are not finite. Callers: one thread for each count.
+///
+/// # Safety
+/// `image` is below the batch.
+#[inline(always)]
+pub unsafe fn add_nonfinite(args: &MaskArgs, image: u32, count: u32) {
+    const WORD: usize = (core::mem::offset_of!(ImageHeader, health)
+        + core::mem::offset_of!(rfdetr_post_core::packed::Health, nonfinite_mask_logits))
+        / 4;
+    if count > 0 {
+        let header = Global::<u32>::from_address(args.headers_at);
+        // SAFETY: the image has a header.
+        unsafe { header.fetch_add(image as usize * size_of::<ImageHeader>() / 4 + WORD, count) };
+    }
+}
+
+/// Area and tight box of a mask, or of a thread's part of it.
+#[derive(Clone, Copy)]
+pub struct Stats {
+    /// Foreground pixels.
+    pub area: u32,
+    /// Left, top, right, bottom, half-open; `[MAX, MAX, 0, 0]` when empty.
+    pub tight: [u32; 4],
+}
+
+impl Stats {
+    /// Nothing.
+    pub const EMPTY: Self = Self { area: 0, tight: [u32::MAX, u32::MAX, 0, 0] };
+
+    /// Adds `area` pixels inside the box `tight`.
+    #[inline(always)]
+    pub fn add(&mut self, area: u32, tight: [u32; 4]) {
+        self.area += area;
+        self.tight = [
+            self.tight[0].min(tight[0]),
+            self.tight[1].min(tight[1]),
+            self.tight[2].max(tight[2]),
+            self.tight[3].max(tight[3]),
+        ];
+    }
+
+    /// The sum over the block. Callers: every thread of the block; valid in all threads. Cost: two barriers; one is
+    /// owed before the counters are used again.
+    ///
+    /// # Safety
+    /// The block has the layout's shared memory.
+    #[track_caller]
+    #[inline(always)]
+    pub unsafe fn block_sum(self) -> Self {
+        let tid = thread::thread_idx_x();
+        // SAFETY: the statistics have five words of the counters.
+        unsafe {
+            let stats = counters();
+            if tid < 5 {
+                stats.store(STATS + tid, if tid == 1 || tid == 2 { u32::MAX } else { 0 });
+            }
+            thread::sync_threads();
+            let area = warp::warp_reduce_add(warp::FULL_MASK, self.area);
+            let left = warp::warp_reduce_min(warp::FULL_MASK, self.tight[0]);
+            let top = warp::warp_reduce_min(warp::FULL_MASK, self.tight[1]);
+            let right = warp::warp_reduce_max(warp::FULL_MASK, self.tight[2]);
+            let bottom = warp::warp_reduce_max(warp::FULL_MASK, self.tight[3]);
+            if warp::lane_id() == 0 && area > 0 {
+                stats.fetch_add(STATS, area);
+                stats.fetch_min(STATS + 1, left);
+                stats.fetch_min(STATS + 2, top);
+                stats.fetch_max(STATS + 3, right);
+                stats.fetch_max(STATS + 4, bottom);
+            }
+            thread::sync_threads();
+            let [area, left, top, right, bottom] = [0, 1, 2, 3, 4].map(|i| stats.load(STATS + i));
+            Self { area, tight: [left, top, right, bottom] }
+        }
+    }
+
+    /// The box as the result has it: zeros when empty.
+    #[inline(always)]
+    pub fn tight_or_zeros(&self) -> [u32; 4] {
+        if self.area == 0 { [0; 4] } else { self.tight }
+    }
+}
+
+/// Writes the final row of a detection: what the selection wrote, and the mask's fields.
+///
+/// # Safety
+/// One thread a row; `row` is a row that the selection wrote.
+#[inline(always)]
+pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, offset: u32, len: u32, num_counts: u32) {
+    let at = (row * size_of::<DetectionRow>()) as u64;
+    let from = Global::<[u32; 4]>::from_address(args.rows_at + at);
+    let to = Global::<[u32; 4]>::from_address(args.result_rows_at + at);
+    // SAFETY: the caller vouches for the row.
+    unsafe {
+        to.store(0, from.load(0));
+        to.store(1, from.load(1));
+        to.store(2, stats.tight_or_zeros());
+        to.store(3, [stats.area, offset, len, num_counts]);
+    }
+}
+
+/// Counts a part of a mask as finished. True in all threads of the block that finished the last of `num_parts`; the
+/// other parts' writes are then visible to it.
+///
+/// Callers: every thread of the block, when its part is written.
+///
+/// # Safety
+/// `row` is a row that the selection wrote; each part is counted once.
+#[track_caller]
+#[inline(always)]
+pub unsafe fn is_last_part(args: &MaskArgs, row: usize, num_parts: u32) -> bool {
+    thread::sync_threads();
+    // SAFETY: the selection zeroed the row's counter; the broadcast word is this function's between its barriers.
+    unsafe {
+        if thread::thread_idx_x() == 0 {
+            fence::device();
+            let finished = Global::<u32>::from_address(args.counters_at).fetch_add_acq_rel(row, 1);
+            counters().store(BROADCAST, (finished == num_parts - 1) as u32);
+        }
+        thread::sync_threads();
+        counters().load(BROADCAST) != 0
+    }
+}
+
+/// Counts a mask as finished; the block that finishes the last of `num_masks` publishes the result.
+///
+/// Callers: every thread of the block, when row and mask are written.
+///
+/// # Safety
+/// `args` holds what [`MaskArgs`] promises; each mask is counted once.
+#[track_caller]
+#[inline(always)]
+pub unsafe fn finish_mask(args: &MaskArgs, num_masks: u32) {
+    thread::sync_threads();
+    // SAFETY: `done` is zero between launches; the broadcast word is this function's between its barriers.
+    unsafe {
+        let done = Global::<u32>::from_address(args.done_at);
+        if thread::thread_idx_x() == 0 {
+            // The barrier ordered the block's writes before this fence, the fence before the count.
+            fence::system();
+            let is_last = done.fetch_add_acq_rel(0, 1) == num_masks - 1;
+            if is_last {
+                done.store(0, 0);
+            }
+            counters().store(BROADCAST, is_last as u32);
+        }
+        thread::sync_threads();
+        let is_last = counters().load(BROADCAST) != 0;
+        if is_last {
+            publish_all(args, num_masks);
+        }
+    }
+}
+
+/// Copies the headers to the result and publishes it.
+///
+/// Callers: every thread of the last block.
+///
+/// # Safety
+/// As [`finish_mask`]; all masks are finished.
+#[track_caller]
+#[inline(always)]
+pub unsafe fn publish_all(args: &MaskArgs, num_masks: u32) {
+    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    let from = Global::<[u32; 4]>::from_address(args.headers_at);
+    let to = Global::<[u32; 4]>::from_address(args.result_headers_at);
+    let mut i = tid;
+    while i < args.batch * (size_of::<ImageHeader>() / 16) as u32 {
+        // SAFETY: two words a header.
+        unsafe { to.store(i as usize, from.load(i as usize)) };
+        i += block;
+    }
+    thread::sync_threads();
+    if tid == 0 {
+        // SAFETY: everything of the result is written, and ordered before the fence inside by the barrier.
+        unsafe { publish(args.result_at, args.sequence, args.batch, num_masks) };
+    }
+}

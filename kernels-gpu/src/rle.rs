@@ -1,0 +1,553 @@
+//! Stages 3 and 4 for run lengths: masks as COCO counts or as COCO's compressed string, without touching pixels.
+//!
+//! In short:
+//!
+//! ```text
+//! transitions of a mask = positions, down the columns, where it changes        (crate::columns)
+//! counts = differences of transitions; text = differences of counts, two apart, in groups of five bits
+//! ```
+//!
+//! A work item is a strip of a mask's columns. Each thread walks one column; a prefix sum over the columns puts their
+//! transitions in order. With many masks a strip is the whole mask, and its block encodes as it goes. With few masks
+//! each is cut into strips, which hand their transitions over in global memory, and the block that finishes the last
+//! strip of a mask encodes them. A strip with more transitions than its room says so, and that block then walks the
+//! whole mask itself: slower, but the answer is the same.
+
+use rfdetr_post_core::packed::{FLAG_RLE_STRING, ImageHeader, MaskArgs, shared::masks as layout};
+
+use crate::{
+    columns::{Geometry, Slab, Span, Window},
+    masks::{self, Stats, Work},
+    scan::block_exclusive_add,
+    simt::{
+        global::Global,
+        grid,
+        params::Params,
+        shared::Shared,
+        thread,
+        warp::{self, FULL_MASK},
+    },
+};
+
+/// A mask is cut into at most this many strips.
+const MAX_STRIPS: u32 = 16;
+/// Words of the counters: the last row's state of each warp's columns.
+const BOTTOMS: u32 = 8;
+
+/// Shared memory of this kernel.
+#[derive(Clone, Copy)]
+struct Scratch {
+    slab: Shared<f32>,
+    kept: Shared<u32>,
+    transitions: Shared<u32>,
+    stage: Shared<u8>,
+    stage_words: Shared<[u32; 4]>,
+}
+
+/// Turns transitions into counts or text, window by window.
+struct Encoder {
+    scratch: Scratch,
+    payload_at: u64,
+    capacity: u32,
+    is_string: bool,
+    height: u32,
+    /// Transitions encoded so far.
+    num_counts: u32,
+    /// Bytes of text that left the stage: a multiple of 16.
+    flushed: u32,
+    /// Bytes of text in the stage: below 16 between rounds.
+    staged: u32,
+    /// This thread's part of area and box.
+    stats: Stats,
+}
+
+impl Encoder {
+    /// Callers: every thread of the block. A barrier is owed before the first window.
+    ///
+    /// # Safety
+    /// `payload_at` has room for `capacity` elements and is 16-byte aligned.
+    #[inline(always)]
+    unsafe fn new(scratch: Scratch, payload_at: u64, capacity: u32, is_string: bool, height: u32) -> Self {
+        if thread::thread_idx_x() < 3 {
+            // SAFETY: before the first transition there are three at position 0.
+            unsafe { scratch.transitions.store(thread::thread_idx_x(), 0) };
+        }
+        let stats = Stats::EMPTY;
+        Self { scratch, payload_at, capacity, is_string, height, num_counts: 0, flushed: 0, staged: 0, stats }
+    }
+
+    /// Encodes the `len` transitions of the window, which lie behind the three before them.
+    ///
+    /// Callers: every thread of the block, after a barrier. Ends with a barrier.
+    ///
+    /// # Safety
+    /// `len` is at most the window.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn encode(&mut self, len: u32) {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let transitions = self.scratch.transitions;
+        let mut base = 0;
+        while base < len {
+            let i = base + tid;
+            let (mut value, mut num_chars) = (0, 0);
+            if i < len {
+                // SAFETY: `i` is in the window, three words further on.
+                let [t3, t2, t1, t0] = unsafe { [0, 1, 2, 3].map(|k| transitions.load(i + k)) };
+                let count = t0 - t1;
+                let idx = self.num_counts + i;
+                if idx % 2 == 1 {
+                    self.add_run(t1, t0);
+                }
+                if self.is_string {
+                    value = count as i32;
+                    if idx > 2 {
+                        value -= (t2 - t3) as i32;
+                    }
+                    // Five bits a character, and one bit for the sign.
+                    let magnitude = if value < 0 { !value } else { value } as u32;
+                    num_chars = (32 - magnitude.leading_zeros() + 1).div_ceil(5);
+                } else if idx < self.capacity {
+                    // SAFETY: below the capacity.
+                    unsafe { Global::<u32>::from_address(self.payload_at).store(idx as usize, count) };
+                }
+            }
+            if self.is_string {
+                // SAFETY: the stage has room for six characters a thread and 15 left over.
+                unsafe { self.write_text(value, num_chars) };
+            }
+            base += block;
+        }
+        self.num_counts += len;
+        thread::sync_threads();
+        let mut carry = 0;
+        if tid < 3 {
+            // SAFETY: the last three transitions, of this window or before it.
+            carry = unsafe { transitions.load(len + tid) };
+        }
+        thread::sync_threads();
+        if tid < 3 {
+            // SAFETY: the words before the window.
+            unsafe { transitions.store(tid, carry) };
+        }
+        thread::sync_threads();
+    }
+
+    /// Counts the foreground run from position `start` to `end`.
+    #[inline(always)]
+    fn add_run(&mut self, start: u32, end: u32) {
+        let (first_x, last_x) = (start / self.height, (end - 1) / self.height);
+        let (top, bottom) = if first_x == last_x {
+            (start - first_x * self.height, end - last_x * self.height)
+        } else {
+            (0, self.height)
+        };
+        self.stats.add(end - start, [first_x, top, last_x + 1, bottom]);
+    }
+
+    /// Appends `num_chars` characters of `value` behind those of the threads below; sends whole words on their way.
+    ///
+    /// # Safety
+    /// Every thread of the block calls this; `num_chars` is at most 6.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn write_text(&mut self, value: i32, num_chars: u32) {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let (stage, stage_words) = (self.scratch.stage, self.scratch.stage_words);
+        // SAFETY: barriers separate the uses of scan scratch and stage; the payload is not written past its capacity.
+        unsafe {
+            let (before, total) = block_exclusive_add(num_chars, masks::scratch());
+            let mut at = self.staged + before;
+            let mut rest = value;
+            let mut left = num_chars;
+            while left > 0 {
+                left -= 1;
+                let more = if left > 0 { 32 } else { 0 };
+                stage.store(at, (48 + (rest & 31) + more) as u8);
+                rest >>= 5;
+                at += 1;
+            }
+            thread::sync_threads();
+            let len = self.staged + total;
+            let num_words = len / 16;
+            let mut word = tid;
+            while word < num_words {
+                if self.flushed + 16 * word + 16 <= self.capacity {
+                    Global::<[u32; 4]>::from_address(self.payload_at + self.flushed as u64)
+                        .store(word as usize, stage_words.load(word));
+                }
+                word += block;
+            }
+            let rest = len % 16;
+            let mut moved = 0;
+            if tid < rest {
+                moved = stage.load(16 * num_words + tid);
+            }
+            thread::sync_threads();
+            if tid < rest {
+                stage.store(tid, moved);
+            }
+            self.flushed += 16 * num_words;
+            self.staged = rest;
+        }
+    }
+
+    /// Ends the text; returns the number of elements of the mask.
+    ///
+    /// # Safety
+    /// Every thread of the block calls this, after the last window.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn finish(&mut self) -> u32 {
+        if !self.is_string {
+            return self.num_counts;
+        }
+        let tid = thread::thread_idx_x();
+        // SAFETY: the first word of the stage; the payload is not written past its capacity.
+        unsafe {
+            if tid >= self.staged && tid < 16 {
+                self.scratch.stage.store(tid, 0);
+            }
+            thread::sync_threads();
+            if tid == 0 && self.staged > 0 && self.flushed + 16 <= self.capacity {
+                Global::<[u32; 4]>::from_address(self.payload_at + self.flushed as u64)
+                    .store(0, self.scratch.stage_words.load(0));
+            }
+        }
+        self.flushed + self.staged
+    }
+}
+
+/// Makes the run lengths of every detection of the batch.
+///
+/// Callers: every thread of every block.
+///
+/// # Safety
+/// `args` holds what [`MaskArgs`] promises, and the block has `layout::RLE_BYTES` of shared memory.
+#[inline(always)]
+pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
+    grid::depend_wait();
+    let num_blocks = thread::grid_dim_x();
+    // SAFETY: the selection has ended; the plan gave this kernel the layout's shared memory.
+    unsafe {
+        let scratch = Scratch {
+            slab: Shared::at(layout::SLAB),
+            kept: Shared::at(layout::KEPT),
+            transitions: Shared::at(layout::TRANSITIONS),
+            stage: Shared::at(layout::STAGE),
+            stage_words: Shared::at(layout::STAGE),
+        };
+        let work = Work::new(args, |_, num_detections| num_detections);
+        let num_masks = work.num_items;
+        if num_masks == 0 {
+            if thread::block_idx_x() == 0 {
+                masks::publish_all(args, 0);
+            }
+            return;
+        }
+        // Strips only where they all run at once: each has a room of its own (P4).
+        let mut num_strips = 1;
+        while num_strips < MAX_STRIPS && 2 * num_strips * num_masks <= num_blocks {
+            num_strips *= 2;
+        }
+        let mut item = thread::block_idx_x();
+        while item < num_masks * num_strips {
+            let (image, slot) = work.image_of(item / num_strips);
+            if strip(args, params, scratch, image, slot, item, num_strips) {
+                masks::finish_mask(args, num_masks);
+            }
+            item += num_blocks;
+            thread::sync_threads();
+        }
+    }
+}
+
+/// Makes one strip of a mask; true in the block that finished the mask.
+///
+/// # Safety
+/// As [`masks_rle`]; the strip is the block's own.
+#[inline(always)]
+unsafe fn strip(
+    args: &MaskArgs, params: Params, scratch: Scratch, image: u32, slot: u32, item: u32, num_strips: u32,
+) -> bool {
+    let tid = thread::thread_idx_x();
+    let strip_idx = item % num_strips;
+    // SAFETY: image, slot and item are of this launch.
+    unsafe {
+        let geometry = Geometry::new(args, masks::record(args, params, image), image);
+        let row = masks::row_idx(args, image, slot);
+        let window = Window::new(args, &geometry.record, image, masks::query_of(args, row));
+        let is_string = args.flags & FLAG_RLE_STRING != 0;
+        let offset = slot * args.mask_capacity;
+        let element = if is_string { 1 } else { 4 };
+        let payload_at = args.payload_at + image as u64 * args.payload_image_bytes + offset as u64 * element;
+        let height = geometry.record.height;
+        let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string, height);
+
+        let content_w = if geometry.is_empty() { 0 } else { geometry.record.content_w };
+        let strip_w = content_w.div_ceil(num_strips);
+        let mut columns =
+            Span { start: (strip_idx * strip_w).min(content_w), end: ((strip_idx + 1) * strip_w).min(content_w) };
+        let mut is_direct = num_strips == 1;
+        let mut counts_nonfinite = true;
+        loop {
+            let nonfinite = walk_columns(args, scratch, &geometry, window, columns, item, is_direct, &mut encoder);
+            if counts_nonfinite && tid == 0 {
+                masks::add_nonfinite(args, image, nonfinite);
+            }
+            if is_direct {
+                break;
+            }
+            if !masks::is_last_part(args, row, num_strips) {
+                return false;
+            }
+            let first_item = item - strip_idx;
+            let lens = Global::<u32>::from_address(args.strip_lens_at);
+            let mut fits = true;
+            let mut k = 0;
+            while k < num_strips {
+                fits &= lens.load((first_item + k) as usize) <= args.strip_capacity;
+                k += 1;
+            }
+            if !fits {
+                columns = Span { start: 0, end: content_w };
+                is_direct = true;
+                counts_nonfinite = false;
+                continue;
+            }
+            let mut k = 0;
+            while k < num_strips {
+                let from = (first_item + k) as usize;
+                let len = lens.load(from);
+                let mut start = 0;
+                while start < len {
+                    let window_len = (len - start).min(layout::WINDOW);
+                    let mut i = tid;
+                    while i < window_len {
+                        let at = from * args.strip_capacity as usize + (start + i) as usize;
+                        let transition = Global::<u32>::from_address(args.strips_at).load(at);
+                        scratch.transitions.store(3 + i, transition);
+                        i += thread::block_dim_x();
+                    }
+                    thread::sync_threads();
+                    encoder.encode(window_len);
+                    start += window_len;
+                }
+                k += 1;
+            }
+            break;
+        }
+        // The last run ends with the mask.
+        thread::sync_threads();
+        if tid == 0 {
+            scratch.transitions.store(3, height * geometry.record.width);
+        }
+        thread::sync_threads();
+        encoder.encode(1);
+        let len = encoder.finish();
+        let stats = encoder.stats.block_sum();
+        if tid == 0 {
+            masks::write_result_row(args, row, &stats, offset, len, encoder.num_counts);
+            let word = image as usize * size_of::<ImageHeader>() + core::mem::offset_of!(ImageHeader, needed_mask_len);
+            Global::<u32>::from_address(args.headers_at).fetch_max(word / 4, len);
+        }
+        true
+    }
+}
+
+/// Walks the columns of a strip and encodes their transitions, or hands them over. Returns the number of cells that are
+/// not finite; valid in all threads.
+///
+/// # Safety
+/// As [`masks_rle`]; `columns` lie inside the content.
+#[expect(clippy::too_many_arguments, reason = "the state of one strip, taken apart by its loop")]
+#[inline(always)]
+unsafe fn walk_columns(
+    args: &MaskArgs, scratch: Scratch, geometry: &Geometry, window: Window, columns: Span, item: u32, is_direct: bool,
+    encoder: &mut Encoder,
+) -> u32 {
+    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    let (lane, warp) = (warp::lane_id(), warp::warp_id());
+    let record = &geometry.record;
+    let (content_w, content_h) = (record.content_w, record.content_h);
+    let reaches_bottom = record.offset_y + content_h == record.height;
+    let room = Global::<u32>::from_address(
+        args.strips_at + 4 * item as u64 * args.strip_capacity as u64,
+    );
+    let mut handed = 0;
+    let mut nonfinite = 0;
+    // As many columns as have room in shared memory; if a warp's have none, the slab stays in global memory.
+    let fits = |chunk_w: u32| {
+        ((chunk_w as f32 * geometry.columns.scale) as u32 + 4) * record.window_h <= layout::SLAB_CELLS
+    };
+    let mut chunk_w = block;
+    while chunk_w > 32 && !fits(chunk_w) {
+        chunk_w /= 2;
+    }
+    if !fits(chunk_w) {
+        chunk_w = block;
+    }
+    // SAFETY: columns are inside the content, shared memory is used inside its layout, barriers separate the phases.
+    unsafe {
+        // State of the last row of the column before the chunk.
+        let mut above_is_foreground = columns.start > 0
+            && columns.start < columns.end
+            && reaches_bottom
+            && last_row_is_foreground(geometry, window, columns.start - 1);
+        let mut x0 = columns.start;
+        while x0 < columns.end {
+            let x1 = (x0 + chunk_w).min(columns.end);
+            let first = geometry.column(x0);
+            let last = geometry.column(x1 - 1);
+            let end = (last.first + last.count.max(2)).min(record.window_w);
+            // Each cell belongs to the chunk in whose range of first cells it is.
+            let owned = Span {
+                start: if x0 == 0 { 0 } else { first.first },
+                end: if x1 == content_w { record.window_w } else { geometry.column(x1).first },
+            };
+            let span = Span { start: owned.start.min(first.first), end: end.max(owned.end) };
+            let rows = Span { start: 0, end: record.window_h };
+            let (slab, bad) = Slab::load(
+                window, rows, span, owned, false, scratch.slab, layout::SLAB_CELLS, masks::counters(),
+            );
+            nonfinite += bad;
+
+            // First pass: count the column's transitions, keep the first few.
+            let x = x0 + tid;
+            let is_column = tid < x1 - x0;
+            let column = geometry.column(if is_column { x } else { x0 });
+            let (mut num_transitions, mut starts_foreground, mut ends_foreground) = (0, false, false);
+            if is_column && !slab.is_dead() {
+                ends_foreground = slab.walk(geometry, &column, 0, content_h, |y| {
+                    let y = record.offset_y + y;
+                    if y == 0 {
+                        starts_foreground = true;
+                    } else {
+                        if num_transitions < layout::COLUMN_KEEPS {
+                            scratch.kept.store(num_transitions * block + tid, y);
+                        }
+                        num_transitions += 1;
+                    }
+                });
+                if ends_foreground && !reaches_bottom {
+                    let y = record.offset_y + content_h;
+                    if num_transitions < layout::COLUMN_KEEPS {
+                        scratch.kept.store(num_transitions * block + tid, y);
+                    }
+                    num_transitions += 1;
+                    ends_foreground = false;
+                }
+            }
+            // A run that ends with a column and one that begins with the next are one run.
+            let bottoms = warp::warp_vote_ballot(FULL_MASK, ends_foreground);
+            if lane == 0 {
+                masks::counters().store(BOTTOMS + warp, bottoms);
+            }
+            thread::sync_threads();
+            let before_is_foreground = if tid == 0 {
+                above_is_foreground
+            } else if lane == 0 {
+                masks::counters().load(BOTTOMS + warp - 1) >> 31 != 0
+            } else {
+                bottoms >> (lane - 1) & 1 != 0
+            };
+            let last_thread = x1 - x0 - 1;
+            let chunk_bottom = masks::counters().load(BOTTOMS + last_thread / 32) >> (last_thread % 32) & 1 != 0;
+            let changes_at_top = is_column && before_is_foreground != starts_foreground;
+            let count = num_transitions + changes_at_top as u32;
+            let (before, total) = block_exclusive_add(count, masks::scratch());
+
+            // Second pass: put the transitions in order, a window at a time.
+            let mut start = 0;
+            while start < total {
+                let window_len = (total - start).min(layout::WINDOW);
+                let column_start = (record.offset_x + x) * record.height;
+                let place = |idx: u32, y: u32| {
+                    if idx >= start && idx - start < window_len {
+                        scratch.transitions.store(3 + idx - start, column_start + y);
+                    }
+                };
+                if changes_at_top {
+                    place(before, 0);
+                }
+                let mut next = before + changes_at_top as u32;
+                if num_transitions <= layout::COLUMN_KEEPS {
+                    let mut k = 0;
+                    while k < num_transitions {
+                        place(next + k, scratch.kept.load(k * block + tid));
+                        k += 1;
+                    }
+                } else {
+                    let end = next + num_transitions;
+                    slab.walk(geometry, &column, 0, content_h, |y| {
+                        let y = record.offset_y + y;
+                        if y > 0 {
+                            place(next, y);
+                            next += 1;
+                        }
+                    });
+                    if next < end {
+                        place(next, record.offset_y + content_h);
+                    }
+                }
+                thread::sync_threads();
+                if is_direct {
+                    encoder.encode(window_len);
+                } else {
+                    hand_over(scratch, room, handed + start, window_len, args.strip_capacity);
+                }
+                start += window_len;
+            }
+            handed += total;
+            above_is_foreground = chunk_bottom;
+            x0 = x1;
+            thread::sync_threads();
+        }
+        // A run that reaches the content's last pixel ends there, unless the mask ends too.
+        if above_is_foreground && columns.end == content_w && record.offset_x + content_w < record.width {
+            if tid == 0 {
+                scratch.transitions.store(3, (record.offset_x + content_w) * record.height);
+            }
+            thread::sync_threads();
+            if is_direct {
+                encoder.encode(1);
+            } else {
+                hand_over(scratch, room, handed, 1, args.strip_capacity);
+            }
+            handed += 1;
+        }
+        if !is_direct && tid == 0 {
+            Global::<u32>::from_address(args.strip_lens_at).store(item as usize, handed);
+        }
+    }
+    nonfinite
+}
+
+/// Whether the last content row of a column is foreground.
+///
+/// # Safety
+/// `x` is inside the content.
+#[inline(always)]
+unsafe fn last_row_is_foreground(geometry: &Geometry, window: Window, x: u32) -> bool {
+    // SAFETY: the slab without shared cells reads the window itself.
+    unsafe {
+        let slab = Slab::unshared(window);
+        slab.is_foreground(geometry, &geometry.column(x), geometry.record.content_h - 1)
+    }
+}
+
+/// Copies a window of transitions to the strip's room, as far as it reaches. Ends with a barrier.
+///
+/// # Safety
+/// `room` has `capacity` words.
+#[track_caller]
+#[inline(always)]
+unsafe fn hand_over(scratch: Scratch, room: Global<u32>, start: u32, len: u32, capacity: u32) {
+    let mut i = thread::thread_idx_x();
+    while i < len && start + i < capacity {
+        // SAFETY: below the capacity; the window was written before the barrier.
+        unsafe { room.store((start + i) as usize, scratch.transitions.load(3 + i)) };
+        i += thread::block_dim_x();
+    }
+    thread::sync_threads();
+}

@@ -1,0 +1,66 @@
+//! Sums over warps and blocks.
+
+use crate::simt::{
+    shared::Shared,
+    thread,
+    warp::{self, FULL_MASK},
+};
+
+/// The sum of `value` over this lane and the lanes below it.
+///
+/// Callers: every lane of the warp. Cost: five shuffles.
+#[track_caller]
+#[inline(always)]
+pub fn warp_inclusive_add(value: u32) -> u32 {
+    let lane = warp::lane_id();
+    let mut sum = value;
+    let mut delta = 1;
+    while delta < 32 {
+        let below = warp::warp_shuffle_up(FULL_MASK, sum, delta);
+        if lane >= delta {
+            sum += below;
+        }
+        delta *= 2;
+    }
+    sum
+}
+
+/// The sum of `value` over the threads below this one, and over the whole block.
+///
+/// Example: a block of 64 threads with `value` 1 in the odd ones gives thread 5 the pair (2, 32).
+///
+/// Callers: every thread of the block; valid in all threads. Needs 33 words of `scratch`; a barrier is owed before
+/// they are used again. Cost: two barriers and ten shuffles.
+///
+/// # Safety
+/// `scratch` has 33 words that nobody else uses before the next barrier.
+#[track_caller]
+#[inline(always)]
+pub unsafe fn block_exclusive_add(value: u32, scratch: Shared<u32>) -> (u32, u32) {
+    let (lane, warp) = (warp::lane_id(), warp::warp_id());
+    let num_warps = thread::block_dim_x() / 32;
+    let inclusive = warp_inclusive_add(value);
+    if lane == 31 {
+        // SAFETY: `warp` is below 32, and the caller gave 33 words.
+        unsafe { scratch.store(warp, inclusive) };
+    }
+    thread::sync_threads();
+    if warp == 0 {
+        // SAFETY: only written entries are read.
+        let sum = if lane < num_warps { unsafe { scratch.load(lane) } } else { 0 };
+        let sums = warp_inclusive_add(sum);
+        // SAFETY: `lane` is below 32; word 32 holds the total.
+        unsafe {
+            if lane < num_warps {
+                scratch.store(lane, sums);
+            }
+            if lane == 31 {
+                scratch.store(32, sums);
+            }
+        }
+    }
+    thread::sync_threads();
+    // SAFETY: written above, ordered by the barrier.
+    let (before, total) = unsafe { (if warp > 0 { scratch.load(warp - 1) } else { 0 }, scratch.load(32)) };
+    (before + inclusive - value, total)
+}

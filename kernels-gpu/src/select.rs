@@ -1,0 +1,504 @@
+//! Stage 1: the flat top-k over all (query, class) pairs of one image, then class filter, threshold and cap.
+//!
+//! In short:
+//!
+//! ```text
+//! hits = pairs whose score is above the smallest threshold, and NaN     (one compare a logit, no sigmoid)
+//! if there are more than fit: the num_select best of them by radix select
+//! sort by (score descending, index ascending), NaN first; keep num_select
+//! drop NaN, dropped classes, and what is not above its own threshold; cap; decode boxes; write rows
+//! ```
+//!
+//! Why this equals the flat top-k over *all* pairs: a pair that is no hit scores less than every hit and could only take
+//! a place behind all of them, so among the first `num_select` the hits are the same. Pairs that are no hits are no
+//! survivors either.
+//!
+//! Order never depends on the timing of atomics: hits are gathered in any order, but their keys are distinct, and rank
+//! is computed from the keys.
+
+use rfdetr_post_core::packed::{
+    DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, ResultHeader, SelectArgs,
+    shared::{COUNTERS, SCAN, select as layout},
+};
+
+use crate::{
+    boxes,
+    inputs::{load_element, load_record},
+    scan::block_exclusive_add,
+    score,
+    simt::{
+        fence,
+        global::Global,
+        params::Params,
+        shared::Shared,
+        thread,
+        warp::{self, FULL_MASK},
+    },
+};
+
+/// Logits that a thread has in flight.
+const UNROLL: usize = 8;
+
+/// Words of the counters.
+const LIST_LEN: u32 = 0;
+const HEALTH: u32 = 1;
+const DIGIT: u32 = 6;
+const ABOVE: u32 = 7;
+const IN_DIGIT: u32 = 8;
+const NUM_COUNTERS: u32 = 9;
+
+/// Rank order as an integer: NaN highest, then larger scores, then smaller indices. Distinct for distinct pairs.
+#[inline(always)]
+fn rank_key(score: f32, k: u32) -> u64 {
+    let score = if score.is_nan() { u32::MAX } else { score.to_bits() };
+    (score as u64) << 32 | !k as u64
+}
+
+/// The logits of one image, and which of them are hits.
+struct Candidates {
+    logits_at: u64,
+    dtype: u32,
+    first: usize,
+    num_pairs: u32,
+    uses_torch: bool,
+    min_logit: f32,
+    min_threshold: f32,
+}
+
+impl Candidates {
+    #[inline(always)]
+    fn score(&self, logit: f32) -> f32 {
+        if self.uses_torch { score::torch_sigmoid(logit) } else { score::portable_sigmoid(logit) }
+    }
+
+    #[inline(always)]
+    fn is_hit(&self, logit: f32) -> bool {
+        let passes = if self.uses_torch {
+            score::torch_sigmoid(logit) > self.min_threshold
+        } else {
+            logit >= self.min_logit
+        };
+        passes || logit.is_nan()
+    }
+
+    /// Calls `visit(k, logit, exists)` for every pair, the same number of times in every thread of the block.
+    ///
+    /// # Safety
+    /// The logits are those that the launcher vouched for.
+    #[inline(always)]
+    unsafe fn for_each(&self, mut visit: impl FnMut(u32, f32, bool)) {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let mut base = 0;
+        while base < self.num_pairs {
+            // All loads are issued before the first is used.
+            let mut logits = [0.0; UNROLL];
+            for (i, logit) in logits.iter_mut().enumerate() {
+                let k = base + i as u32 * block + tid;
+                if k < self.num_pairs {
+                    // SAFETY: `k` is a pair of this image.
+                    *logit = unsafe { load_element(self.logits_at, self.dtype, self.first + k as usize) };
+                }
+            }
+            for (i, &logit) in logits.iter().enumerate() {
+                // The same in all threads: no vote below waits for a missing lane.
+                if base + (i as u32) * block < self.num_pairs {
+                    let k = base + i as u32 * block + tid;
+                    visit(k, logit, k < self.num_pairs);
+                }
+            }
+            base += UNROLL as u32 * block;
+        }
+    }
+}
+
+/// Selects, decodes and writes the rows of one image.
+///
+/// Callers: every thread of one block an image.
+///
+/// # Safety
+/// `args` holds what [`SelectArgs`] promises, the block has `layout::BYTES` of shared memory, and `image` is below the
+/// batch.
+#[inline(always)]
+pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
+    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    // SAFETY: the plan gave this kernel the layout's shared memory.
+    let (scratch, counters, histogram, list, sorted) = unsafe {
+        (
+            Shared::<u32>::at(SCAN),
+            Shared::<u32>::at(COUNTERS),
+            Shared::<u32>::at(layout::HISTOGRAM),
+            Shared::<u64>::at(layout::LIST),
+            Shared::<u64>::at(layout::SORTED),
+        )
+    };
+    let num_pairs = args.num_queries * args.num_classes;
+    let candidates = Candidates {
+        logits_at: args.logits_at,
+        dtype: args.logits_dtype,
+        first: image as usize * num_pairs as usize,
+        num_pairs,
+        uses_torch: args.flags & FLAG_TORCH_SCORE != 0,
+        min_logit: args.min_logit,
+        min_threshold: args.min_threshold,
+    };
+    if tid < NUM_COUNTERS {
+        // SAFETY: inside the counters.
+        unsafe { counters.store(tid, 0) };
+    }
+    thread::sync_threads();
+
+    // SAFETY: the launcher vouches for the tensors; shared memory is used inside its layout.
+    unsafe {
+        count_nonfinite_boxes(args, image, counters);
+        gather_hits(&candidates, counters, list);
+    }
+    thread::sync_threads();
+    // SAFETY: written before the barrier.
+    let mut num_hits = unsafe { counters.load(LIST_LEN) };
+    if num_hits > MAX_SELECT {
+        // SAFETY: as above. `num_select` is at most `MAX_SELECT`, so the selected fit the list.
+        unsafe {
+            let last = radix_select(&candidates, args.num_select, counters, histogram);
+            gather_from(&candidates, last, counters, list);
+        }
+        thread::sync_threads();
+        num_hits = args.num_select;
+    }
+
+    // Rank of a hit: the number of larger keys.
+    let mut i = tid;
+    while i < num_hits {
+        // SAFETY: `num_hits` keys were listed, at most `MAX_SELECT`; ranks are distinct and below `num_hits`.
+        unsafe {
+            let key = list.load(i);
+            let mut rank = 0;
+            let mut other = 0;
+            while other < num_hits {
+                rank += (list.load(other) > key) as u32;
+                other += 1;
+            }
+            sorted.store(rank, key);
+        }
+        i += block;
+    }
+    thread::sync_threads();
+
+    let num_ranked = num_hits.min(args.num_select);
+    let mut found = 0;
+    let mut base = 0;
+    while base < num_ranked {
+        let rank = base + tid;
+        let mut survivor = None;
+        if rank < num_ranked {
+            // SAFETY: `rank` is below the number of sorted keys; the column tables have `num_classes` entries.
+            unsafe {
+                let key = sorted.load(rank);
+                let (k, bits) = (!(key as u32), (key >> 32) as u32);
+                let (query_idx, class_idx) = (k / args.num_classes, k % args.num_classes);
+                let class_id = Global::<i32>::from_address(args.class_ids_at).load_nc(class_idx as usize);
+                let threshold = Global::<f32>::from_address(args.thresholds_at).load_nc(class_idx as usize);
+                let score = f32::from_bits(bits);
+                // A NaN's key is a NaN, which is above no threshold.
+                if class_id >= 0 && score > threshold {
+                    survivor = Some((query_idx, class_idx, class_id, score));
+                }
+            }
+        }
+        // SAFETY: the barrier at the end of the round separates uses of the scratch.
+        let (before, total) = unsafe { block_exclusive_add(survivor.is_some() as u32, scratch) };
+        let slot = found + before;
+        if let Some((query_idx, class_idx, class_id, score)) = survivor
+            && slot < args.max_detections
+        {
+            // SAFETY: `slot` is one of the image's rows (P2).
+            unsafe { write_row(args, params, image, slot, query_idx, class_idx, class_id, score) };
+        }
+        found += total;
+        base += block;
+        thread::sync_threads();
+    }
+
+    if tid == 0 {
+        // SAFETY: counted before the barriers above; the header is this block's.
+        unsafe {
+            let num_detections = found.min(args.max_detections);
+            let health = [0, 1, 2, 3].map(|i| counters.load(HEALTH + i));
+            let header = Global::<[u32; 4]>::from_address(
+                args.headers_at + image as u64 * size_of::<ImageHeader>() as u64,
+            );
+            header.store(0, [num_detections, 0, health[0], health[1]]);
+            header.store(1, [health[2], health[3], 0, 0]);
+        }
+    }
+    if args.flags & FLAG_SELECT_ONLY != 0 {
+        // SAFETY: the result is the launcher's, and every block of the batch comes here once.
+        unsafe { publish_when_last(args, found.min(args.max_detections)) };
+    }
+}
+
+/// Counts box coordinates that are not finite.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn count_nonfinite_boxes(args: &SelectArgs, image: u32, counters: Shared<u32>) {
+    let len = args.num_queries * 4;
+    let first = image as usize * len as usize;
+    let mut nonfinite = 0;
+    let mut i = thread::thread_idx_x();
+    while i < len {
+        // SAFETY: `i` is a coordinate of this image.
+        let x = unsafe { load_element(args.boxes_at, args.boxes_dtype, first + i as usize) };
+        nonfinite += !x.is_finite() as u32;
+        i += thread::block_dim_x();
+    }
+    if nonfinite > 0 {
+        // SAFETY: inside the counters.
+        unsafe { counters.fetch_add(HEALTH + 3, nonfinite) };
+    }
+}
+
+/// Lists the keys of all hits, as far as they fit, and counts them; counts non-finite logits.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn gather_hits(candidates: &Candidates, counters: Shared<u32>, list: Shared<u64>) {
+    let (mut nan, mut pos_inf, mut neg_inf) = (0, 0, 0);
+    // SAFETY: the caller vouches for the logits; slots beyond the list are not written.
+    unsafe {
+        candidates.for_each(|k, logit, exists| {
+            nan += (exists && logit.is_nan()) as u32;
+            pos_inf += (exists && logit == f32::INFINITY) as u32;
+            neg_inf += (exists && logit == f32::NEG_INFINITY) as u32;
+            let is_hit = exists && candidates.is_hit(logit);
+            append(is_hit, || rank_key(candidates.score(logit), k), counters, list);
+        });
+        for (i, count) in [nan, pos_inf, neg_inf].into_iter().enumerate() {
+            if count > 0 {
+                counters.fetch_add(HEALTH + i as u32, count);
+            }
+        }
+    }
+}
+
+/// Appends the keys of the lanes that have one to the list, with one atomic a warp.
+///
+/// Callers: every lane of the warp.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn append(has_key: bool, key: impl FnOnce() -> u64, counters: Shared<u32>, list: Shared<u64>) {
+    let voters = warp::warp_vote_ballot(FULL_MASK, has_key);
+    if voters == 0 {
+        return;
+    }
+    let lane = warp::lane_id();
+    let leader = voters.trailing_zeros();
+    let mut base = 0;
+    if lane == leader {
+        // SAFETY: inside the counters.
+        base = unsafe { counters.fetch_add(LIST_LEN, voters.count_ones()) };
+    }
+    let base = warp::warp_shuffle_idx(FULL_MASK, base, leader);
+    let slot = base + (voters & ((1 << lane) - 1)).count_ones();
+    if has_key && slot < MAX_SELECT {
+        // SAFETY: below the list's length; slots are distinct.
+        unsafe { list.store(slot, key()) };
+    }
+}
+
+/// The smallest key of the `num_select` best hits, its unneeded low bits cleared. Exact: digits of 8 bits from the top.
+///
+/// Callers: every thread of the block; valid in all threads. Needs more hits than `num_select`.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn radix_select(
+    candidates: &Candidates,
+    num_select: u32,
+    counters: Shared<u32>,
+    histogram: Shared<u32>,
+) -> u64 {
+    let (tid, lane) = (thread::thread_idx_x(), warp::lane_id());
+    let mut prefix = 0;
+    let mut remaining = num_select;
+    let mut shift = 56;
+    loop {
+        let mut bin = tid;
+        while bin < 256 {
+            // SAFETY: the histogram has 256 words.
+            unsafe { histogram.store(bin, 0) };
+            bin += thread::block_dim_x();
+        }
+        thread::sync_threads();
+        // SAFETY: the caller vouches for the logits; digits are below 256.
+        unsafe {
+            candidates.for_each(|k, logit, exists| {
+                let mut digit = 0;
+                let mut counts = false;
+                if exists && candidates.is_hit(logit) {
+                    let key = rank_key(candidates.score(logit), k);
+                    counts = shift == 56 || (key ^ prefix) >> (shift + 8) == 0;
+                    digit = (key >> shift) as u32 & 255;
+                }
+                // One atomic for each distinct digit of the warp: leading digits are nearly all the same.
+                let mut pending = warp::warp_vote_ballot(FULL_MASK, counts);
+                while pending != 0 {
+                    let leader = pending.trailing_zeros();
+                    let same_digit = digit == warp::warp_shuffle_idx(FULL_MASK, digit, leader);
+                    let same = warp::warp_vote_ballot(FULL_MASK, counts && same_digit);
+                    if lane == leader {
+                        histogram.fetch_add(digit, same.count_ones());
+                    }
+                    pending &= !same;
+                }
+            });
+        }
+        thread::sync_threads();
+        if tid < 32 {
+            // Lane 0 holds the eight highest digits.
+            let first = 255 - 8 * lane;
+            let mut sum = 0;
+            let mut i = 0;
+            while i < 8 {
+                // SAFETY: `first - i` is below 256.
+                sum += unsafe { histogram.load(first - i) };
+                i += 1;
+            }
+            let inclusive = crate::scan::warp_inclusive_add(sum);
+            let mut above = inclusive - sum;
+            if above < remaining && remaining <= inclusive {
+                let mut digit = first;
+                // SAFETY: the loop ends inside this lane's eight digits, because their sum reaches `remaining`.
+                unsafe {
+                    let mut count = histogram.load(digit);
+                    while above + count < remaining {
+                        above += count;
+                        digit -= 1;
+                        count = histogram.load(digit);
+                    }
+                    counters.store(DIGIT, digit);
+                    counters.store(ABOVE, above);
+                    counters.store(IN_DIGIT, count);
+                }
+            }
+        }
+        thread::sync_threads();
+        // SAFETY: written by the one lane in whose digits the last place falls, before the barrier.
+        let (digit, above, in_digit) =
+            unsafe { (counters.load(DIGIT), counters.load(ABOVE), counters.load(IN_DIGIT)) };
+        prefix |= (digit as u64) << shift;
+        remaining -= above;
+        if in_digit == remaining || shift == 0 {
+            return prefix;
+        }
+        shift -= 8;
+        thread::sync_threads();
+    }
+}
+
+/// Lists the keys of all hits that are at least `last`; there are exactly `num_select` of them.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn gather_from(candidates: &Candidates, last: u64, counters: Shared<u32>, list: Shared<u64>) {
+    thread::sync_threads();
+    if thread::thread_idx_x() == 0 {
+        // SAFETY: inside the counters.
+        unsafe { counters.store(LIST_LEN, 0) };
+    }
+    thread::sync_threads();
+    // SAFETY: the caller vouches for the logits.
+    unsafe {
+        candidates.for_each(|k, logit, exists| {
+            let mut key = 0;
+            if exists && candidates.is_hit(logit) {
+                key = rank_key(candidates.score(logit), k);
+            }
+            // No hit has the key 0: its low half is the inverse of an index below 2^31.
+            append(key != 0 && key >= last, || key, counters, list);
+        });
+    }
+}
+
+/// Writes the row of one detection; its mask fields are the neutral values of the mask kernels' sums.
+///
+/// # Safety
+/// As [`select`]; `slot` is below `max_detections`.
+#[expect(clippy::too_many_arguments, reason = "the fields of one survivor")]
+#[inline(always)]
+unsafe fn write_row(
+    args: &SelectArgs,
+    params: Params,
+    image: u32,
+    slot: u32,
+    query_idx: u32,
+    class_idx: u32,
+    class_id: i32,
+    score: f32,
+) {
+    let first = (image as usize * args.num_queries as usize + query_idx as usize) * 4;
+    let records_offset = core::mem::offset_of!(SelectArgs, records) as u32;
+    // SAFETY: `query_idx` is a query of this image, and the row is one of its rows.
+    unsafe {
+        let cxcywh = [0, 1, 2, 3].map(|i| load_element(args.boxes_at, args.boxes_dtype, first + i));
+        let is_inline = args.batch as usize <= INLINE_IMAGES;
+        let record = load_record(is_inline, params, records_offset, args.records_at, image);
+        let xyxy = boxes::decode(cxcywh, &record, args.flags);
+        let slot = image as usize * args.max_detections as usize + slot as usize;
+        let row = Global::<[u32; 4]>::from_address(args.rows_at + (slot * size_of::<DetectionRow>()) as u64);
+        row.store(0, xyxy.map(f32::to_bits));
+        row.store(1, [score.to_bits(), class_id as u32, query_idx, class_idx]);
+        if args.flags & FLAG_SELECT_ONLY != 0 {
+            row.store(2, [0; 4]);
+        } else {
+            row.store(2, [u32::MAX, u32::MAX, 0, 0]);
+            Global::<u32>::from_address(args.counters_at).store(slot, 0);
+        }
+        row.store(3, [0; 4]);
+    }
+}
+
+/// The last block of the batch to come here publishes the result.
+///
+/// # Safety
+/// As [`select`]; every block of the batch calls this once, when its rows are written. `done_at` has three words, zero
+/// between launches: finished blocks, (the mask kernels' count,) and detections.
+#[inline(always)]
+unsafe fn publish_when_last(args: &SelectArgs, num_detections: u32) {
+    thread::sync_threads();
+    if thread::thread_idx_x() == 0 {
+        // SAFETY: `done` is zero between launches, and each of `batch` blocks adds one.
+        unsafe {
+            let done = Global::<u32>::from_address(args.done_at);
+            done.fetch_add(2, num_detections);
+            // The barrier ordered the block's writes before this fence, the fence before the count.
+            fence::system();
+            if done.fetch_add_acq_rel(0, 1) == args.batch - 1 {
+                done.store(0, 0);
+                publish(args.result_at, args.sequence, args.batch, done.exchange(2, 0));
+            }
+        }
+    }
+}
+
+/// Writes the result's header, its sequence number last.
+///
+/// # Safety
+/// `result_at` is a [`ResultHeader`]; everything else of the result was written before, ordered by a fence.
+#[inline(always)]
+pub unsafe fn publish(result_at: u64, sequence: u32, num_images: u32, num_detections: u32) {
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        let result = Global::<u32>::from_address(result_at);
+        result.store(core::mem::offset_of!(ResultHeader, num_images) / 4, num_images);
+        result.store(core::mem::offset_of!(ResultHeader, num_detections) / 4, num_detections);
+        result.store(core::mem::offset_of!(ResultHeader, reserved) / 4, 0);
+        fence::system();
+        result.store_release_system(core::mem::offset_of!(ResultHeader, sequence) / 4, sequence);
+    }
+}
