@@ -55,8 +55,10 @@ impl Rect {
         Some(Self { x0: xa.min(xb), y0: ya.min(yb), x1: xa.max(xb), y1: ya.max(yb) })
     }
 
-    const fn intersects(&self, other: &Self) -> bool {
-        self.x0 < other.x1 && other.x0 < self.x1 && self.y0 < other.y1 && other.y0 < self.y1
+    /// Number of pixels that both hold.
+    fn overlap(&self, other: &Self) -> i64 {
+        let side = |a0: i64, a1: i64, b0: i64, b1: i64| (a1.min(b1) - a0.max(b0)).max(0);
+        side(self.x0, self.x1, other.x0, other.x1) * side(self.y0, self.y1, other.y0, other.y1)
     }
 }
 
@@ -184,6 +186,7 @@ fn draw_labels(picture: &mut Picture, detections: &ImageDetections, class_names:
     let char_width = glyph(' ', font).map_or(0, |glyph| glyph.width()) as i64;
     let (pad_x, pad_y) = (char_width / 2 + 1, 1);
     let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
+    let targets: Vec<_> = detections.rows.iter().filter_map(|row| Rect::from_xyxy(row.xyxy, picture)).collect();
     let mut placed: Vec<Rect> = Vec::new();
     for (idx, row) in detections.rows.iter().enumerate() {
         let Some(target) = Rect::from_xyxy(row.xyxy, picture) else { continue };
@@ -195,18 +198,27 @@ fn draw_labels(picture: &mut Picture, detections: &ImageDetections, class_names:
             let y = y.min(height - plate_height).max(0);
             Rect { x0: x, y0: y, x1: x + plate_width, y1: y + plate_height }
         };
-        let above = target.y0 - plate_height;
-        let mut places = vec![
-            plate(target.x0, above),
-            plate(target.x1 - plate_width, above),
-            plate(target.x0, target.y0 + stroke),
-            plate(target.x0, target.y1),
-            plate(target.x1 - plate_width, target.y1),
+        let others = targets.iter().filter(|other| **other != target);
+        let cost = |place: &Rect, rank: usize| {
+            let labels: i64 = placed.iter().map(|other| place.overlap(other)).sum();
+            let boxes: i64 = others.clone().map(|other| place.overlap(other)).sum();
+            // A label may rather cover a box than another label; among equals the first place wins.
+            labels * 16 + boxes + rank as i64 * plate_width * plate_height / 16
+        };
+        let (left, right, above) = (target.x0, target.x1 - plate_width, target.y0 - plate_height);
+        let places = [
+            plate(left, above),
+            plate(right, above),
+            plate(left, target.y1),
+            plate(right, target.y1),
+            plate(left, target.y0 + stroke),
+            plate(left, above - plate_height),
+            plate(left, target.y1 + plate_height),
+            plate(left, target.y0 + stroke + plate_height),
+            plate(left, target.y0 + stroke + 2 * plate_height),
         ];
-        places.extend((0..8).map(|line| plate(target.x0, target.y0 + line * plate_height)));
-        places.extend((1..8).map(|line| plate(target.x0, above - line * plate_height)));
-        let free = places.iter().find(|place| !placed.iter().any(|other| other.intersects(place)));
-        let place = *free.unwrap_or(&places[0]);
+        let best = places.iter().enumerate().min_by_key(|&(rank, place)| cost(place, rank));
+        let place = best.map_or(places[0], |(_, place)| *place);
         placed.push(place);
 
         let color = color(idx);

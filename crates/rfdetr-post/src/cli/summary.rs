@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use super::{coco, job::Done};
@@ -188,7 +188,8 @@ fn detection_table(records: &[coco::CocoDetection], class_names: &[String]) -> S
 /// A table whose columns from `first_right` on are aligned to the right.
 pub fn new_table(header: &[&str], first_right: usize) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    let style = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+    table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
     for column in table.column_iter_mut().skip(first_right) {
         column.set_cell_alignment(CellAlignment::Right);
