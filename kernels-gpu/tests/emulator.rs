@@ -625,6 +625,24 @@ fn endless_loop_caught() {
 }
 
 #[test]
+fn a_long_wait_passes() {
+    // One lane of thousands has work while all others wait for it: slow is not endless.
+    for policy in Policy::ALL {
+        let mut device = Device::new(5);
+        let flag = Global::<u32>::from_address(device.arena.alloc_zeroed(8));
+        let body = || unsafe {
+            if block_idx_x() == 1 && thread_idx_x() == 77 {
+                (0..30).for_each(|_| while flag.load_volatile(1) != 0 {});
+                flag.store_release(0, 1);
+            }
+            while flag.load_acquire(0) == 0 {}
+        };
+        let options = Options { policy: Some(policy), max_resident_blocks: Some(6), ..Options::default() };
+        device.run(&[Launch::closure("case", 3, 512, 0, body)], options).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}
+
+#[test]
 fn endless_loop_passes() {
     let mut device = Device::new(3);
     let flag = Global::<u32>::from_address(device.arena.alloc_zeroed(4));

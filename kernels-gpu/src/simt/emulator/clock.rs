@@ -256,9 +256,18 @@ pub(super) fn sync_block(block: &mut BlockClock, lanes: &mut [super::engine::Lan
             join(&mut extra, &lane.clock.extra.take());
         }
     }
-    for lane in lanes {
+    for lane in lanes.iter_mut() {
         lane.clock.set_clock(floor);
         lane.clock.known_before = known_before;
+    }
+    // The block's own past lies below the floor now.
+    if let Some(known) = &mut extra
+        && let Some(lane) = lanes.first()
+    {
+        let uid = lane.clock.stamp.uid();
+        if known.entries.iter().any(|entry| (entry.0 >> 12) as u32 == uid) {
+            Rc::make_mut(known).entries.retain(|entry| (entry.0 >> 12) as u32 != uid);
+        }
     }
     block.floor = floor;
     block.warp_floors.fill(floor);

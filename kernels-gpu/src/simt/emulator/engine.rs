@@ -135,14 +135,18 @@ pub(super) struct Engine<'a> {
     lane: usize,
     last_warp: u32,
     steps_left: u64,
+    /// Most lanes that may be resident.
+    num_lanes: u32,
     /// Reads of flags since anything else happened.
     idle_spins: u32,
     fault: Option<Box<Fault>>,
     stats: Stats,
 }
 
-/// So many reads of flags in a row, without any write, are an endless loop.
-const MAX_IDLE_SPINS: u32 = 400_000;
+/// So many reads of flags for each lane in a row, without any write, are an endless loop: after [`PATIENCE`] each, every
+/// pick is at random, and a lane that could go on would have been found long before.
+const MAX_IDLE_SPINS: u32 = 128;
+const PATIENCE: u32 = 4;
 
 const STACK_BYTES: usize = 128 << 10;
 
@@ -375,6 +379,7 @@ impl<'a> Engine<'a> {
             lane: 0,
             last_warp: 0,
             steps_left: options.step_limit,
+            num_lanes: num_slots as u32 * launches.iter().map(|launch| launch.block).max().unwrap_or(0),
             idle_spins: 0,
             fault: None,
             stats: Stats { policy, ..Stats::default() },
@@ -664,7 +669,7 @@ impl<'a> Engine<'a> {
     fn wants_switch(&mut self, is_spin: bool) -> Result<bool, FaultKind> {
         if is_spin {
             self.idle_spins += 1;
-            if self.idle_spins > MAX_IDLE_SPINS {
+            if self.idle_spins > MAX_IDLE_SPINS * self.num_lanes.max(1024) {
                 return Err(FaultKind::EndlessLoop);
             }
             return Ok(true);
@@ -774,7 +779,8 @@ impl<'a> Engine<'a> {
     /// The lanes of one warp to run next.
     fn pick(&mut self) -> (usize, usize, u32) {
         let num_ready = self.ready_warps.len() as u32;
-        let spinning = self.idle_spins > 0 && self.random.below(4) == 0;
+        let is_stalled = self.idle_spins > PATIENCE * self.num_lanes;
+        let spinning = is_stalled || self.idle_spins > 0 && self.random.below(4) == 0;
         let policy = if spinning { Policy::RandomLane } else { self.policy };
         let by_key = |key: fn(u32) -> u32, ready: &[u32]| ready.iter().copied().min_by_key(|&id| key(id)).unwrap_or(0);
         let id = match policy {

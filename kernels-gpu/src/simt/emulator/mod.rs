@@ -148,7 +148,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pdl: false, step_limit: 1 << 32, max_resident_blocks: None, policy: None }
+        Self { pdl: false, step_limit: 1 << 30, max_resident_blocks: None, policy: None }
     }
 }
 
