@@ -46,6 +46,12 @@ no compiler here can build for nvptx64-nvidia-cuda. One of these two commands in
     rustup toolchain install nightly --component rust-src
     apt-get install -y --no-install-recommends rustc-web rust-web-src cargo-web   # Debian 12; as root";
 
+/// How to mend what the lints find.
+const HINT: &str = "\
+call: a panic. Divide by a `NonZero` or with `checked_div`; keep indices in range where the compiler can see it.
+local-memory: an array indexed at run time. Unroll, select, or put it in shared memory; in arguments, read by `Params`.
+generic-access: a plain pointer. Use `Shared` or `Global`.";
+
 /// Runs `build-ptx`.
 pub fn run(flags: &Flags) -> Result<()> {
     if flags.backend == Backend::RustCuda {
@@ -56,11 +62,13 @@ pub fn run(flags: &Flags) -> Result<()> {
     let sources = source_hash(workspace::root())?;
     let mut stale = Vec::new();
     for arch in &flags.arch {
-        let ptx = compiler.build(arch, &flags.features)?;
+        let ptx = compiler.build(arch, &flags.features, false)?;
         let ptx = ptx_check::set_launch_bounds(&ptx).with_context(|| format!("in the PTX for {arch}"))?;
         let found = ptx_check::lint(&ptx);
         if !found.is_empty() {
-            bail!("the PTX for {arch} must not hold this:\n    {}", found.join("\n    "));
+            // Once more with debug information, which names the places in the source.
+            let found = ptx_check::lint(&compiler.build(arch, &flags.features, true)?);
+            bail!("the PTX for {arch} must not hold this:\n    {}\n{HINT}", found.join("\n    "));
         }
         let text = format!("{}{ptx}", header(arch, &compiler.version, &sources));
         let path = match &flags.out {
@@ -186,7 +194,7 @@ impl Compiler {
         })
     }
 
-    fn build(&self, arch: &str, features: &[String]) -> Result<String> {
+    fn build(&self, arch: &str, features: &[String], debug: bool) -> Result<String> {
         let target_dir = workspace::target_dir().join("ptx");
         fs::create_dir_all(&target_dir)?;
         let cargo = |subcommand: &str| {
@@ -212,9 +220,10 @@ impl Compiler {
             command.arg("-Zbuild-std=core");
         }
         // One module with everything inlined is what makes `--emit=asm` a whole program.
-        for setting in ["lto='fat'", "codegen-units=1", "panic='abort'", "debug=0", "opt-level=3"] {
+        for setting in ["lto='fat'", "codegen-units=1", "panic='abort'", "opt-level=3"] {
             command.arg("--config").arg(format!("profile.release.{setting}"));
         }
+        command.arg("--config").arg(format!("profile.release.debug={}", debug as u8));
         command.args(["--", "--emit=asm", "-Zno-link", "-C"]).arg(format!("target-cpu={arch}"));
         workspace::run(&mut command).with_context(|| format!("cannot compile the kernels for {arch}"))?;
         let ptx = target_dir.join(TARGET).join("release/deps/rfdetr_post_kernels.s");

@@ -7,6 +7,7 @@
 //! - *call*: a call or a trap. Everything inlines; what is left can only be a panic.
 //! - *generic-access*: a load, store or atomic without a state space. It costs more, and hides which memory is meant.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use anyhow::{Context, Result, bail};
@@ -82,21 +83,49 @@ fn opcode(line: &str) -> &str {
     line.split([' ', '\t', ';']).next().unwrap_or("")
 }
 
-/// Applies the lints; returns everything found, with line numbers.
+/// A path of this workspace without the workspace.
+fn short(path: &str) -> &str {
+    let root = crate::workspace::root().to_string_lossy();
+    path.strip_prefix(&*root).map_or(path, |rest| rest.trim_start_matches('/'))
+}
+
+/// Applies the lints; returns everything found, with line numbers, and with places in the source where the PTX names
+/// them (it does when built with debug information).
 pub fn lint(ptx: &str) -> Vec<String> {
+    let mut files = HashMap::new();
+    for line in ptx.lines() {
+        if let Some((number, name)) = line.trim().strip_prefix(".file").and_then(|rest| rest.trim().split_once(' ')) {
+            files.insert(number, name.trim_matches(|c: char| c == '"' || c.is_whitespace()));
+        }
+    }
     let mut found = Vec::new();
-    let mut entry = "";
+    let (mut entry, mut place) = ("", String::new());
+    let mut last_call = None;
     for (at, line) in ptx.lines().enumerate() {
         entry = entry_name(line).unwrap_or(entry);
-        let mut report = |lint: &str| found.push(format!("{lint}: line {}, in `{entry}`: {}", at + 1, line.trim()));
+        if let Some(rest) = line.trim().strip_prefix(".loc\t") {
+            let words: Vec<&str> = rest.split([' ', '\t', ',']).filter(|word| !word.is_empty()).collect();
+            if let [file, line, ..] = words[..]
+                && line != "0"
+            {
+                place = format!(" at {}:{line}", short(files.get(file).unwrap_or(&file)));
+            }
+            continue;
+        }
+        let mut report =
+            |lint: &str| found.push(format!("{lint}: line {}, in `{entry}`{place}: {}", at + 1, line.trim()));
         let code = line.split("//").next().unwrap_or("");
         if code.trim_start().starts_with(".local") {
             report("local-memory");
         }
         let opcode = opcode(code);
         let kind = opcode.split('.').next().unwrap_or("");
-        if matches!(kind, "call" | "trap") {
+        // A call that does not return is followed by a trap, which says nothing new.
+        if kind == "call" || kind == "trap" && last_call.is_none_or(|call| at - call > 8) {
             report("call");
+        }
+        if kind == "call" {
+            last_call = Some(at);
         }
         let has_space = ["global", "shared", "param", "const", "local"]
             .iter()
@@ -150,6 +179,17 @@ mod tests {
     #[test]
     fn clean_text_passes() {
         assert_eq!(lint(GOOD), Vec::<String>::new());
+    }
+
+    #[test]
+    fn places_are_named() {
+        let bad = GOOD.replace(
+            "\tret;",
+            "\t.loc\t1 12 5\n\tcall.uni panic, ();\n\t// begin inline asm\n\ttrap; exit;\n\tret;\n\t.file\t1 \"src/a.rs\"",
+        );
+        let found = lint(&bad);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("`one` at src/a.rs:12"), "{found:?}");
     }
 
     #[test]
