@@ -7,7 +7,7 @@
 //! - *call*: a call or a trap. Everything inlines; what is left can only be a panic.
 //! - *generic-access*: a load, store or atomic without a state space. It costs more, and hides which memory is meant.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use anyhow::{Context, Result, bail};
@@ -101,25 +101,38 @@ pub fn lint(ptx: &str) -> Vec<String> {
     let mut found = Vec::new();
     let (mut entry, mut place) = ("", String::new());
     let mut last_call = None;
+    let mut local_places = HashSet::from([String::new()]);
     for (at, line) in ptx.lines().enumerate() {
-        entry = entry_name(line).unwrap_or(entry);
+        if let Some(name) = entry_name(line) {
+            (entry, place) = (name, String::new());
+        }
         if let Some(rest) = line.trim().strip_prefix(".loc\t") {
+            // The innermost place in our own sources: of the instruction, or of the call that was inlined to it.
             let words: Vec<&str> = rest.split([' ', '\t', ',']).filter(|word| !word.is_empty()).collect();
-            if let [file, line, ..] = words[..]
-                && line != "0"
-            {
-                place = format!(" at {}:{line}", short(files.get(file).unwrap_or(&file)));
+            let inlined = words.iter().position(|word| *word == "inlined_at").map_or(&[][..], |at| &words[at + 1..]);
+            for words in [&words[..], inlined] {
+                if let [file, line, ..] = *words
+                    && line != "0"
+                {
+                    let path = short(files.get(file).unwrap_or(&file));
+                    place = format!(" at {path}:{line}");
+                    if !path.starts_with('/') {
+                        break;
+                    }
+                }
             }
             continue;
         }
         let mut report =
             |lint: &str| found.push(format!("{lint}: line {}, in `{entry}`{place}: {}", at + 1, line.trim()));
         let code = line.split("//").next().unwrap_or("");
-        if code.trim_start().starts_with(".local") {
-            report("local-memory");
-        }
         let opcode = opcode(code);
         let kind = opcode.split('.').next().unwrap_or("");
+        // The variable, then each place that uses it, once.
+        let is_local = matches!(kind, "ld" | "st") && opcode.split('.').any(|part| part == "local");
+        if code.trim_start().starts_with(".local") || is_local && local_places.insert(place.clone()) {
+            report("local-memory");
+        }
         // A call that does not return is followed by a trap, which says nothing new.
         if kind == "call" || kind == "trap" && last_call.is_none_or(|call| at - call > 8) {
             report("call");
