@@ -26,12 +26,14 @@ pub(crate) struct Axis {
 /// `k - 1` and `k`; the first and the last lie outside the outermost cell and see it only.
 ///
 /// What [`Groups::new`] has checked for every group, because `crossing.rs` builds on it:
-/// G1. weights are 0 or in 2^-30..=2, and the larger of the two is at least 1/4;
+/// G1. weights are 0 or in 2^-60..=2, and the larger of the two is at least 1/4;
 /// G2. from pixel to pixel the weight of the upper cell does not fall and that of the lower cell does not rise.
 #[derive(Debug)]
 pub(crate) struct Groups {
     /// Group `k` is the pixels `starts[k]..starts[k + 1]`.
     pub(crate) starts: Vec<u32>,
+    /// Pixels of the largest group.
+    pub(crate) largest: usize,
     /// Weights of a group lie `stride` apart: a multiple of [`LANES`], filled up with zeros.
     pub(crate) stride: usize,
     /// Weights of the cell whose product is rounded.
@@ -136,7 +138,7 @@ impl Groups {
         let mut previous = (0.0, 0.0);
         for i in 0..axis.n_out {
             let (group, lower, upper) = pixel(i)?;
-            let known = |w: f32| w == 0.0 || (2f32.powi(-30)..=2.0).contains(&w);
+            let known = |w: f32| w == 0.0 || (2f32.powi(-60)..=2.0).contains(&w);
             if !known(lower) || !known(upper) || lower.max(upper) < 0.25 {
                 return None;
             }
@@ -153,7 +155,7 @@ impl Groups {
         }
         starts.resize(n_in + 2, axis.n_out as u32);
         let stride = largest.next_multiple_of(LANES);
-        let mut groups = Self { starts, stride, rounded: Vec::new(), fused: Vec::new(), lower_first };
+        let mut groups = Self { starts, largest, stride, rounded: Vec::new(), fused: Vec::new(), lower_first };
         let len = stride.checked_mul(n_in + 1).filter(|&len| len <= 1 << 22)?;
         groups.rounded.resize(len, 0.0);
         groups.fused.resize(len, 0.0);
@@ -226,5 +228,46 @@ impl Axes {
             self.next += 1;
         }
         axis
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every image that is not smaller than the grid takes the fast path.
+    #[test]
+    fn enlargements_have_groups() {
+        for n_in in [1, 2, 3, 7, 78, 96, 108, 126, 156, 192] {
+            for n_out in (n_in..300).chain([300, 427, 480, 640, 720, 1000, 1080, 1920, 2160, 3000, 3840, 4000]) {
+                for resize in [MaskResize::Antialias, MaskResize::Bilinear] {
+                    assert!(Axis::new(n_in, n_out, resize).groups.is_some(), "{n_in} -> {n_out}, {resize:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_lie_between_their_cells() {
+        let axis = Axis::new(4, 10, MaskResize::Antialias);
+        let groups = axis.groups.as_ref().unwrap();
+        assert_eq!(groups.starts, [0, 1, 4, 6, 9, 10]);
+        assert_eq!((groups.cells(0, 4), groups.cells(2, 4), groups.cells(4, 4)), ((0, 0), (1, 2), (3, 3)));
+        let bilinear = Axis::new(4, 10, MaskResize::Bilinear);
+        let groups = bilinear.groups.as_ref().unwrap();
+        assert_eq!(groups.starts, [0, 0, 4, 6, 9, 10]);
+        assert_eq!((groups.cells(1, 4), groups.cells(4, 4)), ((1, 0), (3, 3)));
+    }
+
+    #[test]
+    fn axes_are_kept() {
+        let mut axes = Axes::default();
+        let [a, _] = axes.get((4, 5), (10, 12), MaskResize::Antialias);
+        let [b, _] = axes.get((4, 6), (10, 7), MaskResize::Antialias);
+        assert!(Arc::ptr_eq(&a, &b));
+        for n_out in 1..100 {
+            axes.get((4, 4), (n_out, n_out), MaskResize::Bilinear);
+        }
+        assert!(axes.cache.len() <= CACHED_AXES);
     }
 }

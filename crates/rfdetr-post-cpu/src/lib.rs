@@ -26,6 +26,7 @@
 mod axis;
 mod bits;
 mod boxes;
+mod crossing;
 mod full;
 mod grid;
 mod masks;

@@ -6,6 +6,7 @@ use rfdetr_post_core::{DetectionRow, Request, request::MaskGeometry};
 use crate::{
     axis::Axis,
     bits,
+    crossing::{Crossings, Grouped},
     full::Full,
     grid::Window,
     runs::{self, Toggles},
@@ -16,6 +17,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     window: Window,
+    crossings: Crossings,
     full: Full,
     columns: Vec<u64>,
     toggles: Toggles,
@@ -58,38 +60,38 @@ impl Kernel for MakeMask<'_, '_> {
             return grid_logits(isa, request, image, row, logits, scratch);
         }
         scratch.window.load(isa, request, image, query, &geometry.window);
-        let (width, height) = (geometry.canvas.width, geometry.canvas.height);
+        let height = geometry.canvas.height;
         let num_pixels = geometry.canvas.area() as u32;
-        scratch.toggles.clear();
-        let axes = axes.filter(|_| scratch.window.n_w > 0);
-        if let Some(axes) = axes {
-            scratch.full.resize(isa, &scratch.window, axes);
-            toggles_from_bits(scratch, geometry);
+        let Scratch { window, crossings, full, columns, toggles } = scratch;
+        let axes = axes.filter(|_| window.n_w > 0);
+        let grouped = axes.and_then(|axes| Grouped::new(window, axes));
+        toggles.clear();
+        match (grouped, axes) {
+            (Some(grouped), _) => crossings.toggles(isa, window, grouped, geometry, toggles),
+            (None, Some(axes)) => {
+                full.resize(isa, window, axes);
+                toggles_of_bits(full, columns, geometry, toggles);
+            }
+            (None, None) => {}
         }
-        let toggles = scratch.toggles.get();
+        let toggles = toggles.get();
         (row.mask_area, row.mask_xyxy) = runs::area_and_box(toggles, num_pixels, height);
-        let (offset_x, offset_y) = (geometry.offset_x as usize, geometry.offset_y as usize);
-        let content = || {
-            let words = scratch.full.words.max(1);
-            let rows = if axes.is_some() { &scratch.full.bits[..] } else { &[] };
-            rows.chunks_exact(words).zip(offset_y..)
-        };
         match output {
             Output::GridLogits(_) => {}
             Output::Dense(bytes) => {
                 row.mask_len = bytes.len() as u32;
-                let width = width as usize;
-                bytes.fill(0);
-                for (bits, y) in content() {
-                    bits::expand(bits, &mut bytes[y * width + offset_x..][..geometry.content.width as usize]);
+                match (grouped, axes) {
+                    (Some(grouped), _) => crossings.dense(isa, window, grouped, geometry, bytes),
+                    (None, Some(_)) => dense_of_bits(full, geometry, bytes),
+                    (None, None) => bytes.fill(0),
                 }
             }
             Output::BitPacked(words) => {
                 row.mask_len = words.len() as u32;
-                let words_per_row = width.div_ceil(32) as usize;
-                words.fill(0);
-                for (bits, y) in content() {
-                    bits::place(bits, offset_x, &mut words[y * words_per_row..][..words_per_row]);
+                match (grouped, axes) {
+                    (Some(grouped), _) => crossings.bit_packed(isa, window, grouped, geometry, words),
+                    (None, Some(_)) => bit_packed_of_bits(full, geometry, words),
+                    (None, None) => words.fill(0),
                 }
             }
             Output::Counts(counts) => {
@@ -105,21 +107,41 @@ impl Kernel for MakeMask<'_, '_> {
                 row.mask_len = (string.len() - before) as u32;
             }
         }
-        scratch.window.num_nonfinite
+        window.num_nonfinite
     }
 }
 
 /// The toggles of the bits of the content, on its canvas.
 #[inline(always)]
-fn toggles_from_bits(scratch: &mut Scratch, geometry: &MaskGeometry) {
+fn toggles_of_bits(full: &Full, columns: &mut Vec<u64>, geometry: &MaskGeometry, toggles: &mut Toggles) {
     let (width, height) = (geometry.content.width as usize, geometry.content.height as usize);
-    bits::transpose_rows(&scratch.full.bits, scratch.full.words, height, width, &mut scratch.columns);
+    bits::transpose_rows(&full.bits, full.words, height, width, columns);
     let canvas_h = geometry.canvas.height;
-    for (x, column) in scratch.columns.chunks_exact(height.div_ceil(64)).enumerate() {
+    for (x, column) in columns.chunks_exact(height.div_ceil(64)).enumerate() {
         let position = (geometry.offset_x + x as u32) * canvas_h + geometry.offset_y;
-        bits::push_toggles(column, height, position, &mut scratch.toggles);
+        bits::push_toggles(column, height, position, toggles);
     }
-    scratch.toggles.finish(geometry.canvas.area() as u32);
+    toggles.finish(geometry.canvas.area() as u32);
+}
+
+/// The bits of the content as bytes of its canvas.
+#[inline(always)]
+fn dense_of_bits(full: &Full, geometry: &MaskGeometry, out: &mut [u8]) {
+    let (width, content_w) = (geometry.canvas.width as usize, geometry.content.width as usize);
+    out.fill(0);
+    for (y, bits) in (geometry.offset_y as usize..).zip(full.bits.chunks_exact(full.words)) {
+        bits::expand(bits, &mut out[y * width + geometry.offset_x as usize..][..content_w]);
+    }
+}
+
+/// The bits of the content in rows of words of its canvas.
+#[inline(always)]
+fn bit_packed_of_bits(full: &Full, geometry: &MaskGeometry, out: &mut [u32]) {
+    let words = geometry.canvas.width.div_ceil(32) as usize;
+    out.fill(0);
+    for (y, bits) in (geometry.offset_y as usize..).zip(full.bits.chunks_exact(full.words)) {
+        bits::place(bits, geometry.offset_x as usize, &mut out[y * words..][..words]);
+    }
 }
 
 /// Copies the grid of a query; area and box are in cells.

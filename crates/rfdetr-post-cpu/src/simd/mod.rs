@@ -42,12 +42,23 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// Number of lanes with `fma(b, wb, a * wa) > 0`.
     fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32;
 
+    /// For each of 16 columns, where the pixels of a group of rows change.
+    ///
+    /// With `value[row] = fma(fused, wf[row], rounded * wr[row])`, row `y` of the group is positive if and only if
+    /// `(threshold > y) != flip`, provided that the values change their sign at most once, and from that of the lower
+    /// cell (`rounded` if `lower_first`) to that of the upper. There are at most 255 rows.
+    fn edges(self, rounded: &[f32; LANES], fused: &[f32; LANES], lower_first: bool, weights: (&[f32], &[f32]))
+    -> Edges;
+
     /// Bit `i` tells whether `values[i]` is NaN, -Inf, or not below `min`.
     fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32;
 
     /// Bit `i` tells whether `thresholds[i] > row`, xor the lowest bit of `flips[i]`.
     fn below_mask(self, row: u8, thresholds: &[u8; 64], flips: &[u8; 64]) -> u64;
 }
+
+/// Thresholds and flips (0 or 1) of 16 columns.
+pub(crate) type Edges = ([u8; LANES], [u8; LANES]);
 
 /// The instruction set to use, as a value that was checked.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,10 @@
 //! NEON, which every 64-bit Arm machine has. Not run by us: we had no such machine and no such target to compile for.
 #![forbid(unsafe_code)]
 
-use super::{Isa, Kernel, LANES, portable::Portable};
+use super::{
+    Edges, Isa, Kernel, LANES,
+    portable::{Portable, edges_of_counts},
+};
 
 /// NEON. It is part of the baseline of its architecture, so the compiler uses it for the portable source, fused
 /// multiply-add included, and no intrinsics are needed.
@@ -30,6 +33,23 @@ impl Isa for Neon {
     fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32 {
         // The baseline has the fused operation, so nothing has to be widened.
         wa.iter().zip(wb).map(|(&wa, &wb)| u32::from(b.mul_add(wb, a * wa) > 0.0)).sum()
+    }
+
+    #[inline(always)]
+    fn edges(
+        self,
+        rounded: &[f32; LANES],
+        fused: &[f32; LANES],
+        lower_first: bool,
+        weights: (&[f32], &[f32]),
+    ) -> Edges {
+        let mut counts = [0u8; LANES];
+        for (&wr, &wf) in weights.0.iter().zip(weights.1) {
+            for i in 0..LANES {
+                counts[i] += u8::from(fused[i].mul_add(wf, rounded[i] * wr) > 0.0);
+            }
+        }
+        edges_of_counts(&counts, if lower_first { rounded } else { fused }, weights.0.len() as u8)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The path for every machine: safe Rust, whatever the compiler makes of it.
 #![forbid(unsafe_code)]
 
-use super::{Isa, Kernel, LANES};
+use super::{Edges, Isa, Kernel, LANES};
 
 /// No instruction set beyond the target's baseline.
 #[derive(Debug, Clone, Copy)]
@@ -20,14 +20,29 @@ impl Isa for Portable {
 
     #[inline(always)]
     fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32 {
-        // Only the sign is asked for, and double precision has it exactly: the product of two f32 is exact in f64, and
-        // a rounded sum has the sign of the exact one. Rounding to f32, which the fused operation would do, cannot
-        // make a positive sum zero here: callers rule out sums below the subnormals (see `crossing.rs`).
         let mut count = 0;
         for (&wa, &wb) in wa.iter().zip(wb) {
-            count += u32::from(f64::from(b) * f64::from(wb) + f64::from(a * wa) > 0.0);
+            count += u32::from(fma_is_positive(b, wb, a * wa));
         }
         count
+    }
+
+    #[inline(always)]
+    fn edges(
+        self,
+        rounded: &[f32; LANES],
+        fused: &[f32; LANES],
+        lower_first: bool,
+        weights: (&[f32], &[f32]),
+    ) -> Edges {
+        let lower = if lower_first { rounded } else { fused };
+        let mut counts = [0u8; LANES];
+        for (&wr, &wf) in weights.0.iter().zip(weights.1) {
+            for i in 0..LANES {
+                counts[i] += u8::from(fma_is_positive(fused[i], wf, rounded[i] * wr));
+            }
+        }
+        edges_of_counts(&counts, lower, weights.0.len() as u8)
     }
 
     #[inline(always)]
@@ -45,7 +60,64 @@ impl Isa for Portable {
     }
 }
 
+/// `fma(a, b, c) > 0`, without the instruction, which machines of the baseline lack.
+///
+/// The fused sum is positive if the exact one is above 2^-150: half the smallest f32, a tie that goes to zero. In
+/// double precision the product is exact, and the sum is rounded, which keeps it on its side of 2^-150 unless it comes
+/// to lie on it. But there it is exact: `c` is a multiple of 2^-149, so the product is at least 2^-150 in magnitude if
+/// the sum is that close, has 48 bits, and so is the sum a multiple of 2^-197, which double precision holds.
+#[inline(always)]
+fn fma_is_positive(a: f32, b: f32, c: f32) -> bool {
+    const HALF_OF_LEAST: f64 = f64::from_bits((1023 - 150) << 52);
+    f64::from(a) * f64::from(b) + f64::from(c) > HALF_OF_LEAST
+}
+
+/// Edges from the numbers of positive rows: these are the first rows if the lower cell is positive, else the last.
+#[inline(always)]
+pub(super) fn edges_of_counts(counts: &[u8; LANES], lower: &[f32; LANES], num_rows: u8) -> Edges {
+    let mut edges = ([0; LANES], [0; LANES]);
+    for i in 0..LANES {
+        let falls = lower[i] > 0.0;
+        edges.0[i] = if falls { counts[i] } else { num_rows - counts[i] };
+        edges.1[i] = u8::from(!falls);
+    }
+    edges
+}
+
 #[inline(always)]
 fn mask(values: &[f32; LANES], test: impl Fn(f32) -> bool) -> u32 {
     values.iter().enumerate().fold(0, |bits, (i, &v)| bits | u32::from(test(v)) << i)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fused_signs_of_all_magnitudes() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        };
+        let mut positive = 0;
+        for i in 0..2_000_000 {
+            let (a, b) = (f32::from_bits(next()), f32::from_bits(next() & 0x3fff_ffff));
+            // Every other time, something that nearly cancels the product.
+            let c = if i % 2 == 0 {
+                f32::from_bits((-a * b).to_bits().wrapping_add(next() % 3))
+            } else {
+                f32::from_bits(next())
+            };
+            if a.is_finite() && c.is_finite() {
+                assert_eq!(fma_is_positive(a, b, c), a.mul_add(b, c) > 0.0, "{a:e} {b:e} {c:e}");
+                positive += u32::from(a.mul_add(b, c) > 0.0);
+            }
+        }
+        assert!(positive > 100_000);
+        let least = f32::from_bits(1);
+        for (a, b, c) in [(least, 0.5, 0.0), (least, 0.500_000_06, 0.0), (-least, 0.5, least), (least, -0.499, least)] {
+            assert_eq!(fma_is_positive(a, b, c), a.mul_add(b, c) > 0.0, "{a:e} {b:e} {c:e}");
+        }
+    }
 }

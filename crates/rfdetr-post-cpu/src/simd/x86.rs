@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Isa, Kernel, LANES};
+use super::{Edges, Isa, Kernel, LANES};
 
 /// AVX2 with FMA, and the bit instructions that came with it.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +80,50 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn edges(
+        self,
+        rounded: &[f32; LANES],
+        fused: &[f32; LANES],
+        lower_first: bool,
+        weights: (&[f32], &[f32]),
+    ) -> Edges {
+        let mut edges = ([0; LANES], [0; LANES]);
+        let num_rows = weights.0.len() as i32;
+        // SAFETY: the token proves AVX2 and FMA; loads and stores lie inside the 16 values.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let load = |values: &[f32; LANES], offset: usize| _mm256_loadu_ps(values.as_ptr().add(offset));
+            let (r0, r1) = (load(rounded, 0), load(rounded, 8));
+            let (f0, f1) = (load(fused, 0), load(fused, 8));
+            // Counts of rows that are not positive, negated: a true comparison is -1.
+            let (mut c0, mut c1) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            for (&wr, &wf) in weights.0.iter().zip(weights.1) {
+                let (wr, wf) = (_mm256_set1_ps(wr), _mm256_set1_ps(wf));
+                let v0 = _mm256_fmadd_ps(f0, wf, _mm256_mul_ps(r0, wr));
+                let v1 = _mm256_fmadd_ps(f1, wf, _mm256_mul_ps(r1, wr));
+                c0 = _mm256_sub_epi32(c0, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(v0, zero)));
+                c1 = _mm256_sub_epi32(c1, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(v1, zero)));
+            }
+            let n = _mm256_set1_epi32(num_rows);
+            let (l0, l1) = if lower_first { (r0, r1) } else { (f0, f1) };
+            let falls0 = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(l0, zero));
+            let falls1 = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(l1, zero));
+            let t0 = _mm256_blendv_epi8(_mm256_sub_epi32(n, c0), c0, falls0);
+            let t1 = _mm256_blendv_epi8(_mm256_sub_epi32(n, c1), c1, falls1);
+            let one = _mm256_set1_epi32(1);
+            let (u0, u1) = (_mm256_andnot_si256(falls0, one), _mm256_andnot_si256(falls1, one));
+            let narrow = |a: __m256i, b: __m256i| {
+                // Packing works inside 128-bit halves, so the middle quarters change places.
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b));
+                _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words))
+            };
+            _mm_storeu_si128(edges.0.as_mut_ptr().cast(), narrow(t0, t1));
+            _mm_storeu_si128(edges.1.as_mut_ptr().cast(), narrow(u0, u1));
+        }
+        edges
+    }
+
+    #[inline(always)]
     fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32 {
         // SAFETY: the token proves AVX2; both loads lie inside the 16 values.
         unsafe {
@@ -137,6 +181,36 @@ impl Isa for Avx512 {
             let value = _mm512_fmadd_ps(_mm512_set1_ps(b), _mm512_loadu_ps(wb.as_ptr()), product);
             u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(value, _mm512_setzero_ps())).count_ones()
         }
+    }
+
+    #[inline(always)]
+    fn edges(
+        self,
+        rounded: &[f32; LANES],
+        fused: &[f32; LANES],
+        lower_first: bool,
+        weights: (&[f32], &[f32]),
+    ) -> Edges {
+        let mut edges = ([0; LANES], [0; LANES]);
+        let num_rows = weights.0.len() as i32;
+        // SAFETY: the token proves AVX-512F; loads and stores are the 16 values.
+        unsafe {
+            let (zero, one) = (_mm512_setzero_ps(), _mm512_set1_epi32(1));
+            let (r, f) = (_mm512_loadu_ps(rounded.as_ptr()), _mm512_loadu_ps(fused.as_ptr()));
+            let mut count = _mm512_setzero_si512();
+            for (&wr, &wf) in weights.0.iter().zip(weights.1) {
+                let value = _mm512_fmadd_ps(f, _mm512_set1_ps(wf), _mm512_mul_ps(r, _mm512_set1_ps(wr)));
+                let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(value, zero);
+                count = _mm512_mask_add_epi32(count, positive, count, one);
+            }
+            let lower = if lower_first { r } else { f };
+            let rises = _mm512_cmp_ps_mask::<_CMP_NGT_UQ>(lower, zero);
+            let threshold = _mm512_mask_sub_epi32(count, rises, _mm512_set1_epi32(num_rows), count);
+            let flip = _mm512_maskz_mov_epi32(rises, one);
+            _mm_storeu_si128(edges.0.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(threshold));
+            _mm_storeu_si128(edges.1.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(flip));
+        }
+        edges
     }
 
     #[inline(always)]
