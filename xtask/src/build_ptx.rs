@@ -153,17 +153,21 @@ struct Compiler {
 }
 
 impl Compiler {
-    /// A rustup toolchain with `rust-src` or the target, newest kind first; else Debian's.
+    /// The one that made the committed PTX, if it is here; else a rustup toolchain with `rust-src` or the target; else
+    /// the system's.
     fn find() -> Result<Self> {
-        Self::rustup().or_else(Self::debian).context(HELP)
+        let committed = fs::read_to_string(workspace::ptx_path("sm_75")).unwrap_or_default();
+        let made_by = header_field(&committed, "compiler").unwrap_or_default();
+        let mut compilers: Vec<Self> = Self::rustup().into_iter().chain(Self::debian()).collect();
+        let at = compilers.iter().position(|compiler| compiler.version == made_by).unwrap_or(0);
+        if compilers.is_empty() { bail!(HELP) } else { Ok(compilers.swap_remove(at)) }
     }
 
-    fn rustup() -> Option<Self> {
-        let list = workspace::read(workspace::clean_command("rustup").args(["toolchain", "list"])).ok()?;
+    fn rustup() -> Vec<Self> {
+        let list = workspace::read(workspace::clean_command("rustup").args(["toolchain", "list"])).unwrap_or_default();
         let mut names: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        // A toolchain can be fit by name only when it is installed with its parts; nightlies are the usual home of them.
         names.sort_by_key(|name| !name.starts_with("nightly"));
-        names.into_iter().find_map(|name| {
+        let compiler = |name: &str| {
             let rustc = || {
                 let mut command = workspace::clean_command("rustup");
                 command.args(["run", name, "rustc"]);
@@ -174,7 +178,8 @@ impl Compiler {
             let version = workspace::read(rustc().arg("--version")).ok()?.trim().to_owned();
             let cargo = ["rustup", "run", name, "cargo"].map(str::to_owned).to_vec();
             Some(Self { cargo, rustc: None, version, origin: format!("rustup toolchain {name}"), has_target })
-        })
+        };
+        names.into_iter().filter_map(compiler).collect()
     }
 
     fn debian() -> Option<Self> {

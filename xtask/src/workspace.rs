@@ -38,7 +38,11 @@ pub fn clean_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command.current_dir(root());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let is_ours = text.starts_with("CARGO_") && text != "CARGO_HOME" || text.starts_with("RUSTC");
+        // The user's own settings stay: where cargo lives and how it reaches the network.
+        let is_users = ["HOME", "HTTP", "NET", "REGISTR", "SOURCE"]
+            .iter()
+            .any(|name| text.strip_prefix("CARGO_").is_some_and(|rest| rest.starts_with(name)));
+        let is_ours = text.starts_with("CARGO_") && !is_users || text.starts_with("RUSTC");
         if is_ours || matches!(&*text, "CARGO" | "RUSTFLAGS" | "RUSTDOCFLAGS" | "RUSTUP_TOOLCHAIN" | "LD_LIBRARY_PATH")
         {
             command.env_remove(&name);
