@@ -240,7 +240,7 @@ impl Plan {
         let axes = match mask_kernel {
             Some(MaskKernel::Rle | MaskKernel::Dense) => {
                 let groups_offset = max_w + max_h;
-                let image_stride = groups_offset + (mask_extent(mask_h, max_h) as u32).div_ceil(4);
+                let image_stride = groups_offset + (max_window_h(mask_h, max_h) as u32).div_ceil(4);
                 AxesLayout { rows_offset: max_w, groups_offset, image_stride }
             }
             _ => AxesLayout::default(),
@@ -322,9 +322,8 @@ impl Plan {
             plan("height", self.spec.max_image.height.into(), meta.original.height.into())?;
             if let (Some((mask_h, mask_w)), true) = (self.spec.shape.mask_grid, self.mask_kernel.is_some()) {
                 let window = MaskGeometry::new(meta, &self.spec.options.semantics, mask_h, mask_w).window;
-                let max = self.spec.max_image;
-                plan("mask window height", mask_extent(mask_h, max.height), window.height.max(0) as u64)?;
-                plan("mask window width", mask_extent(mask_w, max.width), window.width.max(0) as u64)?;
+                let planned = max_window_h(mask_h, self.spec.max_image.height);
+                plan("mask window height", planned, window.height.max(0) as u64)?;
             }
         }
         Ok(())
@@ -463,10 +462,10 @@ pub struct DeviceBuffers {
     pub payload_at: u64,
 }
 
-/// Largest side of a mask window: the grid, or more where negative pads extend it. The grid is never finer than the
-/// frame in a real model, so the extended window has at most about as many cells as the image has pixels.
-fn mask_extent(mask_side: usize, image_side: u32) -> u64 {
-    u64::from(image_side).max(mask_side as u64) + 2
+/// The most rows of a mask window: the grid's, and those that negative pads add. In a real model a cell is about as
+/// large as four pixels of the frame, so a window has fewer rows than the image; four times as many are planned for.
+fn max_window_h(mask_h: usize, image_h: u32) -> u64 {
+    4 * u64::from(image_h) + mask_h as u64
 }
 
 /// `FLAG_` bits of the options.

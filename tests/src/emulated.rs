@@ -1,0 +1,182 @@
+//! The kernels under the emulator, from a request to its detections.
+
+use rfdetr_post_core::{
+    Detections, Error, Request, Result, Size,
+    packed::{INLINE_IMAGES, shared},
+    plan::{DeviceBuffers, DeviceInputs, DeviceLimits, Plan, PlanSpec},
+    tensor::{DType, Tensor, TensorData},
+    unpack::PackedResult,
+};
+use rfdetr_post_kernels::{
+    rfdetr_masks_dense, rfdetr_masks_grid, rfdetr_masks_rle, rfdetr_select,
+    simt::emulator::{Arena, Device, Fault, Options},
+};
+
+/// A run that did not come to its end.
+#[derive(Debug)]
+pub enum Failure {
+    /// The request was refused, or the answer is malformed.
+    Error(Error),
+    /// A detector of the emulator saw something.
+    Fault(Box<Fault>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// How the kernels are launched: sizes that differ from a real GPU's, so that every loop is run more than once.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Threads of the selection's blocks.
+    pub select_threads: u32,
+    /// Threads of the mask kernels' blocks.
+    pub mask_threads: u32,
+    /// Blocks of the mask kernels.
+    pub mask_grid: u32,
+    /// Transitions that a strip can hand over; the plan's if none.
+    pub strip_capacity: Option<u32>,
+    /// Room for one run-length mask; the plan's if none.
+    pub mask_capacity: Option<u32>,
+}
+
+impl Shape {
+    /// A shape drawn from a seed: small blocks, few of them, sometimes no room for strips.
+    pub fn from_seed(seed: u64) -> Self {
+        let pick = |shift: u32, choices: &[u32]| choices[(seed >> shift) as usize % choices.len()];
+        Self {
+            select_threads: pick(0, &[32, 64, 64, 96, 160]),
+            mask_threads: pick(8, &[32, 32, 64, 96]),
+            mask_grid: pick(16, &[1, 2, 5, 9, 24]),
+            strip_capacity: [None, None, Some(16), Some(0)][(seed >> 24) as usize % 4],
+            mask_capacity: None,
+        }
+    }
+}
+
+/// Runs a request under the emulator, with the schedule and the launch shape of `seed`.
+///
+/// A mask that does not fit the plan's room is planned again with the room that it needs, as a user would.
+pub fn process(request: &Request<'_>, seed: u64) -> std::result::Result<Detections, Failure> {
+    process_shaped(request, seed, Shape::from_seed(seed))
+}
+
+/// [`process`] with a given launch shape.
+pub fn process_shaped(
+    request: &Request<'_>,
+    seed: u64,
+    shape: Shape,
+) -> std::result::Result<Detections, Failure> {
+    match run(request, seed, shape) {
+        Err(Failure::Error(Error::Capacity { needed, .. })) => {
+            run(request, seed, Shape { mask_capacity: Some(needed as u32), ..shape })
+        }
+        answer => answer,
+    }
+}
+
+fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
+    let metas = request.metas();
+    let side = |f: fn(Size) -> u32| metas.iter().map(|meta| f(meta.original)).max().unwrap_or(1);
+    let spec = PlanSpec {
+        shape: request.shape(),
+        max_batch: metas.len(),
+        max_image: Size::new(side(|size| size.width), side(|size| size.height)),
+        options: request.options().clone(),
+        mask_capacity: shape.mask_capacity,
+    };
+    let limits = DeviceLimits {
+        num_multiprocessors: shape.mask_grid,
+        select_threads: shape.select_threads,
+        mask_threads: shape.mask_threads,
+        mask_blocks_per_multiprocessor: 1,
+    };
+    let mut plan = Plan::new(spec, limits)?;
+    plan.check(metas, metas.len())?;
+    if let Some(capacity) = shape.strip_capacity {
+        plan.strip_capacity = plan.strip_capacity.min(capacity);
+    }
+    if metas.is_empty() {
+        return Ok(Detections::default());
+    }
+
+    let mut device = Device::new(seed);
+    let arena = &mut device.arena;
+    let tensors = request.tensors();
+    let boxes = upload(arena, &tensors.boxes);
+    let logits = upload(arena, &tensors.logits);
+    let masks = tensors.masks.as_ref().map(|masks| upload(arena, masks)).unwrap_or((0, DType::F32));
+    let inputs = DeviceInputs {
+        boxes_at: boxes.0,
+        boxes_dtype: boxes.1,
+        logits_at: logits.0,
+        logits_dtype: logits.1,
+        masks_at: masks.0,
+        masks_dtype: masks.1,
+    };
+    let buffers = DeviceBuffers {
+        work_at: arena.alloc(plan.work.bytes as usize),
+        result_at: arena.alloc(plan.result.bytes as usize),
+        payload_at: arena.alloc(plan.payload_bytes.max(1) as usize),
+    };
+    let work = |offset: u64| buffers.work_at + offset;
+    arena.write(work(plan.work.done), &[0; 16]);
+    let ids: Vec<u8> = plan.columns.class_ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let thresholds: Vec<u8> = plan.columns.thresholds.iter().flat_map(|t| t.to_ne_bytes()).collect();
+    arena.write(work(plan.work.columns), &ids);
+    arena.write(work(plan.work.columns) + ids.len() as u64, &thresholds);
+    let records = plan.records(metas);
+    if records.len() > INLINE_IMAGES {
+        arena.write(work(plan.work.records), bytemuck::cast_slice(&records));
+    }
+
+    let sequence = seed as u32 | 1;
+    let (select_args, mask_args) = plan.args(&inputs, &buffers, &records, sequence);
+    let mut launches = vec![rfdetr_select::launch(
+        select_args,
+        plan.select_grid(metas.len()),
+        limits.select_threads,
+        shared::select::BYTES,
+    )];
+    if let Some(kernel) = plan.mask_kernel {
+        use rfdetr_post_core::plan::MaskKernel;
+        let launch = match kernel {
+            MaskKernel::Rle => rfdetr_masks_rle::launch,
+            MaskKernel::Dense => rfdetr_masks_dense::launch,
+            MaskKernel::Grid => rfdetr_masks_grid::launch,
+        };
+        launches.push(launch(mask_args, plan.mask_grid, limits.mask_threads, kernel.shared_bytes()));
+    }
+    let options = Options { pdl: seed & 1 == 0, ..Options::default() };
+    device.run(&launches, options).map_err(|fault| Failure::Fault(Box::new(fault)))?;
+
+    let result = device.arena.download(buffers.result_at, plan.result.bytes as usize);
+    let payload = device.arena.download(buffers.payload_at, plan.payload_bytes as usize);
+    assert_eq!(result[..4], sequence.to_ne_bytes(), "the result was not published");
+    let done = device.arena.download(work(plan.work.done), 12);
+    assert_eq!(done, [0; 12], "the counters are not zero between launches");
+    Ok(PackedResult::new(&plan, metas, &result)?.decode(&payload)?)
+}
+
+fn upload(arena: &mut Arena, tensor: &Tensor<'_>) -> (u64, DType) {
+    let data = tensor.data();
+    let address = match data {
+        TensorData::F32(data) => arena.upload(bytemuck::cast_slice(data)),
+        TensorData::F16(data) => arena.upload(bytemuck::cast_slice(data)),
+        TensorData::Bf16(data) => arena.upload(bytemuck::cast_slice(data)),
+    };
+    (address, data.dtype())
+}
+
+/// The answer for a comparison with the reference: a fault of the emulator is a panic that prints it.
+///
+/// Errors: those of the request.
+pub fn answer(request: &Request<'_>, seed: u64) -> Result<Detections> {
+    match process(request, seed) {
+        Ok(detections) => Ok(detections),
+        Err(Failure::Error(error)) => Err(error),
+        Err(Failure::Fault(fault)) => panic!("seed {seed}: {fault}"),
+    }
+}
