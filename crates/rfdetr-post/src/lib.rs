@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 pub use rfdetr_post_core::*;
+pub use rfdetr_post_cpu::{ConfigError, CpuConfig, CpuPostprocessor, SimdLevel, Threads};
 
 /// Computes detections on one back end. Build it once, use it for any number of batches.
 ///
@@ -43,25 +44,34 @@ pub struct Postprocessor {
 
 #[derive(Debug)]
 enum Backend {
-    Cpu,
+    Cpu(Box<CpuPostprocessor>),
     Reference,
 }
 
 impl Postprocessor {
-    /// The fast path on the CPU.
+    /// The fast path on the CPU, with the best instructions of the machine and all of its cores.
     pub fn cpu() -> Self {
-        Self { backend: Backend::Cpu }
+        let config = CpuConfig { threads: Threads::All, ..CpuConfig::default() };
+        // It asks for no instructions that may be missing and starts no threads of its own, so nothing can fail.
+        Self::cpu_with(config).unwrap_or_else(|err| unreachable!("the default configuration is refused: {err}"))
+    }
+
+    /// The fast path on the CPU as `config` says, for example on one thread.
+    ///
+    /// Errors: instructions that the machine lacks; threads that cannot be started.
+    pub fn cpu_with(config: CpuConfig) -> std::result::Result<Self, ConfigError> {
+        Ok(Self { backend: Backend::Cpu(Box::new(CpuPostprocessor::new(config)?)) })
     }
 
     /// The plain loops that judge every other back end. Slow; for tests and doubts.
-    pub fn reference() -> Self {
+    pub const fn reference() -> Self {
         Self { backend: Backend::Reference }
     }
 
     /// The back end's name: `cpu` or `reference`.
     pub const fn backend(&self) -> &'static str {
         match self.backend {
-            Backend::Cpu => "cpu",
+            Backend::Cpu(_) => "cpu",
             Backend::Reference => "reference",
         }
     }
@@ -71,9 +81,67 @@ impl Postprocessor {
     /// Shapes: those of [`Tensors`]; `metas` holds one record an image.
     /// Errors: those of [`Request::new`], and masks that do not fit into memory.
     pub fn process(&mut self, tensors: &Tensors<'_>, metas: &[ImageMeta], options: &Options) -> Result<Detections> {
+        let mut detections = Detections::default();
+        self.process_into(tensors, metas, options, &mut detections)?;
+        Ok(detections)
+    }
+
+    /// Like [`Postprocessor::process`], but overwrites an earlier answer and reuses its buffers where the back end can.
+    ///
+    /// Errors: as there; the answer is then unspecified.
+    pub fn process_into(
+        &mut self,
+        tensors: &Tensors<'_>,
+        metas: &[ImageMeta],
+        options: &Options,
+        detections: &mut Detections,
+    ) -> Result<()> {
         let request = Request::new(*tensors, metas, options)?;
         match &mut self.backend {
-            Backend::Cpu | Backend::Reference => reference::process(&request),
+            Backend::Cpu(cpu) => cpu.process_into(&request, detections),
+            Backend::Reference => {
+                *detections = reference::process(&request)?;
+                Ok(())
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_ends_agree_and_reuse_an_answer() {
+        let dets: Vec<f32> = (0..2 * 9 * 4).map(|idx| 0.2 + 0.01 * (idx % 37) as f32).collect();
+        let labels: Vec<f32> = (0..2 * 9 * 5).map(|idx| (idx * 7 % 23) as f32 - 18.0).collect();
+        let masks: Vec<f32> = (0..2 * 9 * 6 * 8).map(|idx| (idx * 5 % 13) as f32 - 6.0).collect();
+        let tensors = Tensors {
+            boxes: Tensor::new(&dets[..], &[2, 9, 4]),
+            logits: Tensor::new(&labels[..], &[2, 9, 5]),
+            masks: Some(Tensor::new(&masks[..], &[2, 9, 6, 8])),
+        };
+        let network = Size::new(32, 24);
+        let metas = [
+            ImageMeta::stretch(Size::new(60, 41), network).unwrap(),
+            ImageMeta::letterbox(Size::new(37, 50), network, network).unwrap(),
+        ];
+        let mut cpu = Postprocessor::cpu();
+        let mut one =
+            Postprocessor::cpu_with(CpuConfig { threads: Threads::One, simd: Some(SimdLevel::Portable) }).unwrap();
+        let mut reference = Postprocessor::reference();
+        assert_eq!((cpu.backend(), reference.backend()), ("cpu", "reference"));
+        let mut reused = Detections::default();
+        for mask_format in [MaskFormat::Rle, MaskFormat::None, MaskFormat::Dense, MaskFormat::GridLogits] {
+            let options = Options { mask_format, ..Options::default() };
+            let expected = reference.process(&tensors, &metas, &options).unwrap();
+            assert!(expected.images.iter().all(|image| image.len() > 1));
+            assert_eq!(cpu.process(&tensors, &metas, &options).unwrap(), expected);
+            for postprocessor in [&mut cpu, &mut one, &mut reference] {
+                postprocessor.process_into(&tensors, &metas, &options, &mut reused).unwrap();
+                assert_eq!(reused, expected);
+            }
+        }
+        assert!(matches!(cpu.process(&tensors, &[], &Options::default()), Err(Error::MetaCount { .. })));
     }
 }

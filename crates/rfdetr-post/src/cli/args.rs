@@ -85,7 +85,7 @@ pub struct RunArgs {
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
 
-    /// Picture of the (single) image, or a folder of pictures named as the inputs; draws overlays
+    /// Picture of the (single) image; or a folder that holds the sidecars' `file_name`s, or else NAME.png or .jpg
     #[arg(long, value_name = "PICTURE", help_heading = "Input")]
     pub image: Option<PathBuf>,
     /// Sidecar to use in place of NAME.json beside each input

@@ -1,7 +1,10 @@
 //! `rfdetr-post info`: models, back ends, versions.
 
 use anyhow::Result;
-use rfdetr_post::models::{VARIANTS, Variant};
+use rfdetr_post::{
+    SimdLevel,
+    models::{VARIANTS, Variant},
+};
 use serde::Serialize;
 
 use super::{
@@ -16,8 +19,12 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         minimum_rust: env!("CARGO_PKG_RUST_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         backends: vec![
-            Backend { name: "cpu", threads: threads(), features: cpu_features() },
-            Backend { name: "reference", threads: 1, features: Vec::new() },
+            Backend {
+                name: "cpu",
+                threads: threads(),
+                instructions: SimdLevel::available().into_iter().map(SimdLevel::name).collect(),
+            },
+            Backend { name: "reference", threads: 1, instructions: Vec::new() },
         ],
         models: VARIANTS.iter().map(Model::from).collect(),
     };
@@ -38,7 +45,7 @@ struct Info {
 struct Backend {
     name: &'static str,
     threads: usize,
-    features: Vec<&'static str>,
+    instructions: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -72,10 +79,11 @@ impl Info {
                 model.mask_side.map_or_else(|| "-".to_owned(), square),
             ]);
         }
-        let mut backends = new_table(&["back end", "threads", "processor features"], 3);
+        let mut backends = new_table(&["back end", "threads", "instructions, the best last"], 3);
         for backend in &self.backends {
-            let features = if backend.features.is_empty() { "-".to_owned() } else { backend.features.join(" ") };
-            backends.add_row([backend.name.to_owned(), backend.threads.to_string(), features]);
+            let instructions =
+                if backend.instructions.is_empty() { "-".to_owned() } else { backend.instructions.join(" ") };
+            backends.add_row([backend.name.to_owned(), backend.threads.to_string(), instructions]);
         }
         format!(
             "rfdetr-post {} on {} (needs Rust {} to build)\n\n{models}\nShapes are read from the inputs; the table is \
@@ -87,22 +95,4 @@ impl Info {
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The vector features of this processor that matter here.
-fn cpu_features() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let features = [
-        ("sse4.1", is_x86_feature_detected!("sse4.1")),
-        ("avx", is_x86_feature_detected!("avx")),
-        ("avx2", is_x86_feature_detected!("avx2")),
-        ("fma", is_x86_feature_detected!("fma")),
-        ("f16c", is_x86_feature_detected!("f16c")),
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-    ];
-    #[cfg(target_arch = "aarch64")]
-    let features = [("neon", std::arch::is_aarch64_feature_detected!("neon"))];
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let features: [(&'static str, bool); 0] = [];
-    features.into_iter().filter(|(_, found)| *found).map(|(name, _)| name).collect()
 }

@@ -132,7 +132,7 @@ pub fn run_embedded(
     let start = Instant::now();
     let sidecar: Sidecar = serde_json::from_slice(sidecar)?;
     let mut file = TensorFile::new(FileKind::Npz, npz)?;
-    let find = |_: &ImageEntry| Ok((Some(PictureSource::Embedded(picture)), None));
+    let find = |_: &ImageEntry, _: &str| Ok((Some(PictureSource::Embedded(picture)), None));
     let loaded = assemble(&mut file, name, sidecar, flags, &find)?;
     finish(loaded, start.elapsed(), name, flags, postprocessor)
 }
@@ -154,16 +154,16 @@ fn load(path: &Path, flags: &Flags) -> Result<Loaded> {
     };
     let stem = path.file_stem().map_or(Cow::Borrowed("input"), |stem| stem.to_string_lossy());
     let folder = sidecar_path.parent().unwrap_or(Path::new(""));
-    let find = |entry: &ImageEntry| find_picture(entry, flags.image.as_deref(), folder, &stem);
+    let find = |entry: &ImageEntry, name: &str| find_picture(entry, name, flags.image.as_deref(), folder);
     assemble(&mut file, &stem, sidecar, flags, &find)
 }
 
-/// Looks for the picture of an image. The second value is a warning.
+/// Looks for the picture of an image, which is called `name` if its entry gives no name. The second value is a warning.
 fn find_picture(
     entry: &ImageEntry,
+    name: &str,
     image: Option<&Path>,
     folder: &Path,
-    stem: &str,
 ) -> Result<(Option<PictureSource>, Option<String>)> {
     let pictures = match image {
         Some(image) if !image.is_dir() => return Ok((Some(PictureSource::File(image.to_owned())), None)),
@@ -172,7 +172,7 @@ fn find_picture(
     };
     let candidates = match (&entry.file_name, image) {
         (Some(name), _) => vec![pictures.join(name)],
-        (None, Some(_)) => ["png", "jpg", "jpeg"].map(|ending| pictures.join(format!("{stem}.{ending}"))).to_vec(),
+        (None, Some(_)) => ["png", "jpg", "jpeg"].map(|ending| pictures.join(format!("{name}.{ending}"))).to_vec(),
         (None, None) => return Ok((None, None)),
     };
     match candidates.iter().find(|candidate| candidate.is_file()) {
@@ -187,7 +187,7 @@ fn assemble(
     stem: &str,
     sidecar: Sidecar,
     flags: &Flags,
-    find: &dyn Fn(&ImageEntry) -> Result<(Option<PictureSource>, Option<String>)>,
+    find: &dyn Fn(&ImageEntry, &str) -> Result<(Option<PictureSource>, Option<String>)>,
 ) -> Result<Loaded> {
     let want_masks = flags.patch.mask_format.or(sidecar.options.mask_format) != Some(MaskFormat::None);
     let recorded = file.names().iter().any(|name| name == upstream::KEY);
@@ -242,7 +242,8 @@ fn assemble(
     let mut loaded =
         Loaded { outputs, metas: Vec::new(), options, class_names, images: Vec::new(), warnings: Vec::new() };
     for (index, entry) in entries.into_iter().enumerate() {
-        let (picture, warning) = find(&entry)?;
+        let name = if batch == 1 { stem.to_owned() } else { format!("{stem}_{index}") };
+        let (picture, warning) = find(&entry, &name)?;
         let size = picture.as_ref().map(PictureSource::size).transpose()?;
         loaded.warnings.extend(warning.filter(|_| flags.overlay));
         let meta = if flags.geometry.is_given() {
@@ -266,8 +267,7 @@ fn assemble(
         }
         let file_name = entry.file_name.unwrap_or_else(|| match &flags.image {
             Some(image) if !image.is_dir() => image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            _ if batch == 1 => stem.to_owned(),
-            _ => format!("{stem}_{index}"),
+            _ => name,
         });
         loaded.metas.push(meta);
         loaded.images.push(LoadedImage { id: entry.id, file_name, picture });

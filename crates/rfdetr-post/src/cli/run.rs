@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rayon::prelude::*;
-use rfdetr_post::Postprocessor;
+use rfdetr_post::{CpuConfig, Postprocessor, Threads};
 
 use super::{
     Usage,
@@ -43,10 +43,14 @@ pub fn run(args: RunArgs) -> Result<bool> {
         out: output.out.clone(),
     };
     make_out(&flags.out)?;
-    let new = match args.backend {
-        BackendArg::Cpu => Postprocessor::cpu,
-        BackendArg::Reference => Postprocessor::reference,
+    // One input has all cores to itself; many inputs share them, each on one thread.
+    let threads = if inputs.len() == 1 { Threads::All } else { Threads::One };
+    let config = CpuConfig { threads, ..CpuConfig::default() };
+    let new = || match args.backend {
+        BackendArg::Cpu => Postprocessor::cpu_with(config),
+        BackendArg::Reference => Ok(Postprocessor::reference()),
     };
+    let backend = new()?.backend();
     let jobs = args.jobs.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().context("cannot start threads")?;
 
@@ -56,7 +60,12 @@ pub fn run(args: RunArgs) -> Result<bool> {
         let work = inputs.into_par_iter().zip(bases).map_init(new, |postprocessor, (input, base)| {
             let input = match input {
                 Ok(path) => {
-                    let outcome = job::run(&path, &base, &flags, postprocessor).map_err(|err| format!("{err:#}"));
+                    let outcome = match postprocessor {
+                        Ok(postprocessor) => {
+                            job::run(&path, &base, &flags, postprocessor).map_err(|err| format!("{err:#}"))
+                        }
+                        Err(err) => Err(err.to_string()),
+                    };
                     InputReport { input: path.display().to_string(), outcome }
                 }
                 Err((path, error)) => InputReport { input: path.display().to_string(), outcome: Err(error) },
@@ -67,7 +76,7 @@ pub fn run(args: RunArgs) -> Result<bool> {
         work.collect()
     });
     progress.finish_and_clear();
-    report(reports, new().backend(), &output, start)
+    report(reports, backend, &output, start)
 }
 
 /// What clap cannot check.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
 use rfdetr_post::{Tensor, Tensors};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::npz::Npz;
 
@@ -121,21 +121,11 @@ impl<'a> TensorFile<'a> {
 
     /// Reads the array `name`. None if the file has none of this name.
     pub fn read(&mut self, name: &str) -> Result<Option<Array>> {
-        match self {
+        let array = match self {
             Self::Npz(npz) => npz.read(name),
-            Self::Safetensors(file) => {
-                let Ok(view) = file.tensor(name) else { return Ok(None) };
-                let bytes = view.data();
-                let data = match view.dtype() {
-                    Dtype::F32 => ArrayData::F32(bytemuck::pod_collect_to_vec(bytes)),
-                    Dtype::F16 => ArrayData::F16(bytemuck::pod_collect_to_vec(bytes)),
-                    Dtype::BF16 => ArrayData::Bf16(bytemuck::pod_collect_to_vec(bytes)),
-                    other => bail!("has type {other:?}, expected F32, F16 or BF16"),
-                };
-                Ok(Some(Array { shape: view.shape().to_vec(), data }))
-            }
-        }
-        .with_context(|| format!("`{name}`"))
+            Self::Safetensors(file) => file.tensor(name).ok().map(|view| read_view(&view)).transpose(),
+        };
+        array.with_context(|| format!("`{name}`"))
     }
 
     /// Reads the array `name`, which must be there.
@@ -149,6 +139,17 @@ impl<'a> TensorFile<'a> {
             }
         }
     }
+}
+
+fn read_view(view: &TensorView<'_>) -> Result<Array> {
+    let bytes = view.data();
+    let data = match view.dtype() {
+        Dtype::F32 => ArrayData::F32(bytemuck::pod_collect_to_vec(bytes)),
+        Dtype::F16 => ArrayData::F16(bytemuck::pod_collect_to_vec(bytes)),
+        Dtype::BF16 => ArrayData::Bf16(bytemuck::pod_collect_to_vec(bytes)),
+        other => bail!("has type {other:?}, expected F32, F16 or BF16"),
+    };
+    Ok(Array { shape: view.shape().to_vec(), data })
 }
 
 /// The names that a file gives the three outputs.
