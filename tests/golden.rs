@@ -279,8 +279,7 @@ fn upstream_rf_detr() {
             let (width, height) = (all.size.width as f32, all.size.height as f32);
             for xyxy in &mut theirs.xyxy {
                 let [x1, y1, x2, y2] = *xyxy;
-                *xyxy =
-                    [x1.clamp(0.0, width), y1.clamp(0.0, height), x2.clamp(0.0, width), y2.clamp(0.0, height)];
+                *xyxy = [x1.clamp(0.0, width), y1.clamp(0.0, height), x2.clamp(0.0, width), y2.clamp(0.0, height)];
             }
             let masks = theirs.masks.take();
             let what = format!("{}/rfdetr/{image}", fixture.name);

@@ -44,14 +44,13 @@ impl Limits {
     }
 }
 
-/// The configuration of a property: `PROPTEST_CASES` cases, or `cases` when that is not set. Failing seeds are kept in
-/// `tests/proptest-regressions.txt`, which belongs into the repository.
+/// The configuration of a property: `PROPTEST_CASES` cases, or `cases` when that is not set. Failing seeds are kept
+/// beside the test's source, in `NAME.regressions`, which belongs into the repository.
 pub fn config(cases: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions.txt");
     ProptestConfig {
         cases: asked.unwrap_or(cases),
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         max_global_rejects: u32::MAX,
         ..ProptestConfig::default()
     }
