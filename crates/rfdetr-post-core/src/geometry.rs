@@ -174,7 +174,7 @@ impl Preprocessing {
         };
         for (field, size) in [("original", self.original), ("network", network), ("frame", frame)] {
             if !(1..=MAX_SIDE).contains(&size.width) || !(1..=MAX_SIDE).contains(&size.height) {
-                let expected = "sides in 1..2^24".to_string();
+                let expected = "sides in 1..=2^23".to_string();
                 return Err(Error::Preprocessing { field, expected, got: size.to_string() });
             }
         }
@@ -219,8 +219,9 @@ impl Preprocessing {
     }
 }
 
-/// Sides are converted to f32 exactly, so they stay below 2^24.
-pub const MAX_SIDE: u32 = (1 << 24) - 1;
+/// Up to this side, pixel centers (`i + 0.5`) are exact in f32, as spec 5.3 takes for granted. Beyond it they are not,
+/// and an axis table may end without a tap.
+pub const MAX_SIDE: u32 = 1 << 23;
 
 /// What post-processing must know of one image: the record that pre-processing leaves behind.
 ///
@@ -323,7 +324,7 @@ impl ImageMeta {
             ("intermediate", self.frame()),
         ] {
             if size.width == 0 || size.height == 0 || size.width > MAX_SIDE || size.height > MAX_SIDE {
-                return err(field, "sides in 1..2^24", size.to_string());
+                return err(field, "sides in 1..=2^23", size.to_string());
             }
         }
         if self.original.area() > u64::from(u32::MAX) {
@@ -353,7 +354,7 @@ impl ImageMeta {
             [("padding.left", left), ("padding.top", top), ("padding.right", right), ("padding.bottom", bottom)]
         {
             if pad.unsigned_abs() > MAX_SIDE {
-                return err(field, "an absolute value below 2^24", pad.to_string());
+                return err(field, "an absolute value of at most 2^23", pad.to_string());
             }
         }
         // A letterbox of an extremely flat image leaves no pixel of content; that is allowed, less is not.

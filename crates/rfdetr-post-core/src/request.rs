@@ -132,12 +132,26 @@ impl<'a> Request<'a> {
             .then(|| MaskGeometry::new(&self.metas[image], &self.options.semantics, mask_h, mask_w))
     }
 
-    /// The largest dense output must be addressable, and the payload offsets of the run lengths must fit `u32`.
+    /// The largest dense output must be addressable, and the zeros that negative pads add to the mask grid must leave it
+    /// a possible size.
     fn check_output_sizes(&self) -> Result<()> {
-        for meta in self.metas {
+        for (image, meta) in self.metas.iter().enumerate() {
             let bytes = (self.max_detections() as u64).saturating_mul(meta.original.area());
             if bytes > isize::MAX as u64 {
                 return Err(Error::Overflow { field: "masks", max: isize::MAX as u64, got: bytes });
+            }
+            if let Some(MaskGeometry { window, .. }) = self.mask_geometry(image) {
+                let most = i64::from(crate::geometry::MAX_SIDE);
+                let cells = i128::from(window.width.max(0)) * i128::from(window.height.max(0));
+                if window.width > most || window.height > most || cells > i128::from(u32::MAX) {
+                    return Err(Error::Meta {
+                        image,
+                        field: "padding",
+                        expected: "a mask grid of at most 2^32 - 1 cells, 2^23 a side, after its zeros are added"
+                            .to_string(),
+                        got: format!("{:?}, which makes it {} x {}", meta.padding, window.width, window.height),
+                    });
+                }
             }
         }
         Ok(())
@@ -371,6 +385,22 @@ mod tests {
         let mut bad = case();
         bad.metas[1].scale_x = f64::INFINITY;
         assert!(matches!(bad.error(), Some(Error::Meta { image: 1, field: "scale_x", .. })));
+    }
+
+    #[test]
+    fn pads_that_make_the_mask_grid_enormous_are_refused() {
+        let mut case = case();
+        // A center crop of a large image to one pixel: half the image is cropped away on each side of a 6 x 7 grid.
+        let crop =
+            |width, height, frame| ImageMeta::center_crop(Size::new(width, height), frame, Size::new(32, 32)).unwrap();
+        case.metas[1] = crop(4000, 3000, Size::new(1, 1));
+        assert_eq!(case.error(), None);
+        case.metas[1] = crop(1 << 23, 300, Size::new(1, 1));
+        assert!(matches!(case.error(), Some(Error::Meta { image: 1, field: "padding", .. })));
+        case.metas[1] = crop(40_000, 30_000, Size::new(1, 1));
+        assert!(matches!(case.error(), Some(Error::Meta { image: 1, field: "padding", .. })));
+        case.options.mask_format = MaskFormat::None;
+        assert_eq!(case.error(), None);
     }
 
     #[test]

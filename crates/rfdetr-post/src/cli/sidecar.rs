@@ -166,7 +166,7 @@ mod tests {
             (r#"{"images": [{"meta": {"stretch": {}, "static_crop": {}}}]}"#, "meta: "),
             (
                 r#"{"images": [{"meta": {"stretch": {"original": {"width": 0, "height": 1}, "network": {"width": 1, "height": 1}}}}]}"#,
-                "`original` is 0x1, expected sides in 1..2^24",
+                "`original` is 0x1, expected sides in 1..=2^23",
             ),
             (
                 r#"{"images": [{"meta": {"stretch": {"original": {"width": 1, "height": 1}, "frame": {"width": 1, "height": 1}, "network": {"width": 1, "height": 1}}}}]}"#,
