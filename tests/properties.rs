@@ -494,6 +494,7 @@ fn strategies_are_hostile_enough() {
     }
     assert!(judged.selections > 4 * judged.ambiguous_selections, "{judged:?}");
     assert!(judged.pixels > 3 * judged.open_pixels, "{judged:?}");
+    assert!(judged.largest_share > 0.05, "the bound says nothing: {judged:?}");
 }
 
 fn has_double_query(image: &ImageDetections) -> bool {
@@ -527,6 +528,9 @@ fn against_oracle(case: &RequestCase, judged: &mut Judged) -> Result<(), String>
                 let (exact, bound) = (values.values[place], values.bound[place]);
                 let off = (f64::from(value) - exact).abs();
                 let same = f64::from(value) == exact || (value.is_nan() && exact.is_nan());
+                if bound.is_finite() && bound > 0.0 && off > 0.0 {
+                    judged.largest_share = judged.largest_share.max(off / bound);
+                }
                 if !(same || off <= bound || bound.is_infinite()) {
                     return Err(at(format!("value {value:e} at {place:?}, the oracle has {exact:e} +- {bound:e}")));
                 }

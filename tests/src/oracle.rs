@@ -38,6 +38,8 @@ pub struct Judged {
     pub pixels: usize,
     /// Mask pixels whose sign depends on rounding, or on non-finite logits.
     pub open_pixels: usize,
+    /// The largest error of a resized value, as a share of its bound.
+    pub largest_share: f64,
 }
 
 impl std::ops::AddAssign for Judged {
@@ -48,6 +50,7 @@ impl std::ops::AddAssign for Judged {
         self.coordinates += other.coordinates;
         self.pixels += other.pixels;
         self.open_pixels += other.open_pixels;
+        self.largest_share = self.largest_share.max(other.largest_share);
     }
 }
 
