@@ -107,8 +107,11 @@ fn count<I: Isa>(isa: I, groups: &Groups, k: usize, rounded: f32, fused: f32) ->
     let (wr, wf) = (&groups.rounded[range.clone()], &groups.fused[range]);
     if groups.stride <= MAX_COUNTED {
         // The weights that fill up the last vector are zero, and so are their values.
-        let vectors = wr.as_chunks::<LANES>().0.iter().zip(wf.as_chunks::<LANES>().0);
-        return vectors.map(|(wr, wf)| isa.count_positive(rounded, fused, wr, wf) as usize).sum();
+        let mut count = 0;
+        for (wr, wf) in wr.as_chunks::<LANES>().0.iter().zip(wf.as_chunks::<LANES>().0) {
+            count += isa.count_positive(rounded, fused, wr, wf) as usize;
+        }
+        return count;
     }
     let (start, end) = groups.pixels(k);
     let positive = |i: usize| fused.mul_add(wf[i], rounded * wr[i]) > 0.0;
@@ -157,18 +160,13 @@ impl Crossings {
     ) {
         let (n_w, n_h) = (window.n_w, window.n_h);
         let tall = n_h.div_ceil(64);
-        let signs_of = |column: usize| {
-            let mut signs = [0; WORDS];
-            signs[..tall].copy_from_slice(&self.columns[column * tall..][..tall]);
-            signs
-        };
         self.flips.clear();
         self.flips.resize(columns.stride * WORDS, 0);
         let canvas_h = geometry.canvas.height;
-        let mut next = signs_of(0);
+        let mut next: [u64; WORDS] = signs_of(&self.columns, 0, tall);
         for k in 0..=n_w {
             let lower = next;
-            next = signs_of(k.min(n_w - 1));
+            next = signs_of(&self.columns, k.min(n_w - 1), tall);
             let (x0, x1) = columns.pixels(k);
             if x0 == x1 || (0..WORDS).all(|w| lower[w] | next[w] == 0) {
                 continue;
@@ -202,10 +200,6 @@ impl Crossings {
                     *flips = [0; WORDS];
                 }
                 let base = (geometry.offset_x + x as u32) * canvas_h + geometry.offset_y;
-                let value = |row: usize| {
-                    let cells = &window.cells[row * window.stride..];
-                    cells[fused].mul_add(wf, cells[rounded] * wr)
-                };
                 if signs[0] & 1 != 0 {
                     toggles.push(base);
                 }
@@ -221,7 +215,10 @@ impl Crossings {
                         let row = w * 64 + changes.trailing_zeros() as usize;
                         let falls = signs[w] & (changes & changes.wrapping_neg()) == 0;
                         changes &= changes - 1;
-                        let (above, below) = (value(row - 1), value(row));
+                        let cells = &window.cells[(row - 1) * window.stride..][..2 * window.stride];
+                        let (above, below) = cells.split_at(window.stride);
+                        let above = above[fused].mul_add(wf, above[rounded] * wr);
+                        let below = below[fused].mul_add(wf, below[rounded] * wr);
                         let (a, b) = if rows.lower_first { (above, below) } else { (below, above) };
                         let positive = count(isa, rows, row, a, b) as u32;
                         let y = if falls { rows.starts[row] + positive } else { rows.starts[row + 1] - positive };
@@ -262,12 +259,10 @@ impl Crossings {
         let row_weights = (&rows.rounded[weights.clone()], &rows.fused[weights]);
         let cells_above = &window.cells[lower * window.stride..][..n_w];
         let cells_below = &window.cells[upper * window.stride..][..n_w];
-        let bit = |signs: &[u64], x: usize| signs[x / 64] >> (x % 64) & 1;
-        let corners = |x: usize| (bit(above, x), bit(below, x));
-        let mut right = corners(first.saturating_sub(1));
+        let mut right = corners(above, below, first.saturating_sub(1));
         for group in first..=last + 1 {
             let left = right;
-            right = corners(group.min(n_w - 1));
+            right = corners(above, below, group.min(n_w - 1));
             let (x0, x1) = columns.pixels(group);
             let at = MARGIN + offset_x + x0;
             let num_positive = left.0 + left.1 + right.0 + right.1;
@@ -284,11 +279,8 @@ impl Crossings {
             for i in (0..x1 - x0).step_by(LANES) {
                 let wr = chunk(&columns.rounded[group * columns.stride + i..]);
                 let wf = chunk(&columns.fused[group * columns.stride + i..]);
-                let stretch = |cells: &[f32]| {
-                    let (r, f) = (cells[rounded], cells[fused]);
-                    std::array::from_fn::<f32, LANES, _>(|i| f.mul_add(wf[i], r * wr[i]))
-                };
-                let (a, b) = (stretch(cells_above), stretch(cells_below));
+                let a = stretch(cells_above[rounded], cells_above[fused], &wr, &wf);
+                let b = stretch(cells_below[rounded], cells_below[fused], &wr, &wf);
                 let (r, f) = if rows.lower_first { (&a, &b) } else { (&b, &a) };
                 let (thresholds, reversed) = isa.edges(r, f, rows.lower_first, row_weights);
                 self.thresholds[at + i..at + i + LANES].copy_from_slice(&thresholds);
@@ -387,6 +379,32 @@ impl Crossings {
         }
         out[done..].fill(0);
     }
+}
+
+/// The words of a column of signs.
+#[inline(always)]
+fn signs_of<const WORDS: usize>(columns: &[u64], column: usize, tall: usize) -> [u64; WORDS] {
+    let mut signs = [0; WORDS];
+    for (sign, &word) in signs.iter_mut().zip(&columns[column * tall..][..tall]) {
+        *sign = word;
+    }
+    signs
+}
+
+/// The horizontal pass for 16 columns of one group.
+#[inline(always)]
+fn stretch(rounded: f32, fused: f32, wr: &[f32; LANES], wf: &[f32; LANES]) -> [f32; LANES] {
+    let mut values = [0.0; LANES];
+    for i in 0..LANES {
+        values[i] = fused.mul_add(wf[i], rounded * wr[i]);
+    }
+    values
+}
+
+/// Whether column `x` of two rows of cells is positive.
+#[inline(always)]
+fn corners(above: &[u64], below: &[u64], x: usize) -> (u64, u64) {
+    (above[x / 64] >> (x % 64) & 1, below[x / 64] >> (x % 64) & 1)
 }
 
 /// The first 16 weights; there are as many, because tables are filled up.

@@ -84,14 +84,16 @@ fn accumulate(cells: &[f32], stride: usize, taps: &[(u32, f32)], out: &mut [f32]
 
 #[inline(always)]
 fn sum(cells: &[f32], stride: usize, taps: &[(u32, f32)], out: &mut [f32; LANES]) {
-    let vector = |cell: u32| cells[cell as usize * stride..].first_chunk::<LANES>();
     let Some((&(cell, weight), others)) = taps.split_first() else { return };
-    let Some(cells) = vector(cell) else { return };
-    let mut acc = cells.map(|v| v * weight);
+    let Some(cells_of_first) = cells[cell as usize * stride..].first_chunk::<LANES>() else { return };
+    let mut acc = [0.0; LANES];
+    for i in 0..LANES {
+        acc[i] = cells_of_first[i] * weight;
+    }
     for &(cell, weight) in others {
-        let Some(cells) = vector(cell) else { return };
-        for (acc, v) in acc.iter_mut().zip(cells) {
-            *acc = v.mul_add(weight, *acc);
+        let Some(cells) = cells[cell as usize * stride..].first_chunk::<LANES>() else { return };
+        for i in 0..LANES {
+            acc[i] = cells[i].mul_add(weight, acc[i]);
         }
     }
     *out = acc;

@@ -167,43 +167,57 @@ fn gather<I: Isa>(
     keys.clear();
     // With a boundary that nothing reaches, only non-finite entries are notable.
     let notable = if boundary.is_nan() { f32::INFINITY } else { boundary };
-    let mut visit = |values: &[f32; LANES], first: usize, lanes: u32| {
-        let mut bits = isa.notable_mask(values, notable) & lanes;
-        while bits != 0 {
-            let lane = bits.trailing_zeros() as usize;
-            bits &= bits - 1;
-            let x = values[lane % LANES];
-            if x.is_nan() {
-                health.nan_logits += 1;
-                continue;
-            }
-            health.pos_inf_logits += u32::from(x == f32::INFINITY);
-            health.neg_inf_logits += u32::from(x == f32::NEG_INFINITY);
-            if x >= boundary {
-                keys.push(u64::from(descending_from_f32(x)) << 32 | (first + lane) as u64);
-            }
-        }
-    };
+    let mut visitor = Visitor { isa, boundary, notable, health, keys };
     let mut chunk = [0.0; LANES];
     let whole = len / LANES * LANES;
     match data {
         TensorData::F32(data) => {
             for (i, values) in data[start..start + whole].as_chunks::<LANES>().0.iter().enumerate() {
-                visit(values, i * LANES, u32::MAX);
+                visitor.visit(values, i * LANES, u32::MAX);
             }
         }
         _ => {
             for first in (0..whole).step_by(LANES) {
                 widen(data, start + first, &mut chunk);
-                visit(&chunk, first, u32::MAX);
+                visitor.visit(&chunk, first, u32::MAX);
             }
         }
     }
     if whole < len {
         widen(data, start + whole, &mut chunk[..len - whole]);
-        visit(&chunk, whole, (1 << (len - whole)) - 1);
+        visitor.visit(&chunk, whole, (1 << (len - whole)) - 1);
     }
     health.nan_logits as usize
+}
+
+struct Visitor<'a, I> {
+    isa: I,
+    boundary: f32,
+    notable: f32,
+    health: &'a mut Health,
+    keys: &'a mut Vec<u64>,
+}
+
+impl<I: Isa> Visitor<'_, I> {
+    /// Looks at the lanes of a vector whose first entry has the index `first`.
+    #[inline(always)]
+    fn visit(&mut self, values: &[f32; LANES], first: usize, lanes: u32) {
+        let mut bits = self.isa.notable_mask(values, self.notable) & lanes;
+        while bits != 0 {
+            let lane = bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            let x = values[lane % LANES];
+            if x.is_nan() {
+                self.health.nan_logits += 1;
+                continue;
+            }
+            self.health.pos_inf_logits += u32::from(x == f32::INFINITY);
+            self.health.neg_inf_logits += u32::from(x == f32::NEG_INFINITY);
+            if x >= self.boundary {
+                self.keys.push(u64::from(descending_from_f32(x)) << 32 | (first + lane) as u64);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

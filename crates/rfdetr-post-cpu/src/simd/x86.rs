@@ -70,12 +70,13 @@ impl Isa for Avx2 {
         // SAFETY: the token proves AVX2 and FMA; all loads lie inside the 16 weights.
         unsafe {
             let (a, b, zero) = (_mm256_set1_ps(a), _mm256_set1_ps(b), _mm256_setzero_ps());
-            let half = |offset: usize| {
-                let product = _mm256_mul_ps(a, _mm256_loadu_ps(wa.as_ptr().add(offset)));
-                let value = _mm256_fmadd_ps(b, _mm256_loadu_ps(wb.as_ptr().add(offset)), product);
-                _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(value, zero)) as u32
-            };
-            (half(0) | half(8) << 8).count_ones()
+            let low = _mm256_mul_ps(a, _mm256_loadu_ps(wa.as_ptr()));
+            let low = _mm256_fmadd_ps(b, _mm256_loadu_ps(wb.as_ptr()), low);
+            let high = _mm256_mul_ps(a, _mm256_loadu_ps(wa.as_ptr().add(8)));
+            let high = _mm256_fmadd_ps(b, _mm256_loadu_ps(wb.as_ptr().add(8)), high);
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(low, zero)) as u32;
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(high, zero)) as u32;
+            (low | high << 8).count_ones()
         }
     }
 
@@ -92,10 +93,9 @@ impl Isa for Avx2 {
         // SAFETY: the token proves AVX2 and FMA; loads and stores lie inside the 16 values.
         unsafe {
             let zero = _mm256_setzero_ps();
-            let load = |values: &[f32; LANES], offset: usize| _mm256_loadu_ps(values.as_ptr().add(offset));
-            let (r0, r1) = (load(rounded, 0), load(rounded, 8));
-            let (f0, f1) = (load(fused, 0), load(fused, 8));
-            // Counts of rows that are not positive, negated: a true comparison is -1.
+            let (r0, r1) = (_mm256_loadu_ps(rounded.as_ptr()), _mm256_loadu_ps(rounded.as_ptr().add(8)));
+            let (f0, f1) = (_mm256_loadu_ps(fused.as_ptr()), _mm256_loadu_ps(fused.as_ptr().add(8)));
+            // Positive rows: a true comparison is -1.
             let (mut c0, mut c1) = (_mm256_setzero_si256(), _mm256_setzero_si256());
             for (&wr, &wf) in weights.0.iter().zip(weights.1) {
                 let (wr, wf) = (_mm256_set1_ps(wr), _mm256_set1_ps(wf));
@@ -112,13 +112,13 @@ impl Isa for Avx2 {
             let t1 = _mm256_blendv_epi8(_mm256_sub_epi32(n, c1), c1, falls1);
             let one = _mm256_set1_epi32(1);
             let (u0, u1) = (_mm256_andnot_si256(falls0, one), _mm256_andnot_si256(falls1, one));
-            let narrow = |a: __m256i, b: __m256i| {
-                // Packing works inside 128-bit halves, so the middle quarters change places.
-                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b));
-                _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words))
-            };
-            _mm_storeu_si128(edges.0.as_mut_ptr().cast(), narrow(t0, t1));
-            _mm_storeu_si128(edges.1.as_mut_ptr().cast(), narrow(u0, u1));
+            // Packing works inside 128-bit halves, so the middle quarters change places.
+            let t = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(t0, t1));
+            let u = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(u0, u1));
+            let t = _mm_packus_epi16(_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t));
+            let u = _mm_packus_epi16(_mm256_castsi256_si128(u), _mm256_extracti128_si256::<1>(u));
+            _mm_storeu_si128(edges.0.as_mut_ptr().cast(), t);
+            _mm_storeu_si128(edges.1.as_mut_ptr().cast(), u);
         }
         edges
     }
@@ -128,13 +128,12 @@ impl Isa for Avx2 {
         // SAFETY: the token proves AVX2; both loads lie inside the 16 values.
         unsafe {
             let (min, least) = (_mm256_set1_ps(min), _mm256_set1_ps(f32::NEG_INFINITY));
-            let half = |offset: usize| {
-                let v = _mm256_loadu_ps(values.as_ptr().add(offset));
-                let not_below = _mm256_cmp_ps::<_CMP_NLT_UQ>(v, min);
-                let infinite = _mm256_cmp_ps::<_CMP_EQ_OQ>(v, least);
-                _mm256_movemask_ps(_mm256_or_ps(not_below, infinite)) as u32
-            };
-            half(0) | half(8) << 8
+            let (low, high) = (_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8)));
+            let not_below = (_mm256_cmp_ps::<_CMP_NLT_UQ>(low, min), _mm256_cmp_ps::<_CMP_NLT_UQ>(high, min));
+            let infinite = (_mm256_cmp_ps::<_CMP_EQ_OQ>(low, least), _mm256_cmp_ps::<_CMP_EQ_OQ>(high, least));
+            let low = _mm256_movemask_ps(_mm256_or_ps(not_below.0, infinite.0)) as u32;
+            let high = _mm256_movemask_ps(_mm256_or_ps(not_below.1, infinite.1)) as u32;
+            low | high << 8
         }
     }
 
@@ -143,16 +142,18 @@ impl Isa for Avx2 {
         // SAFETY: the token proves AVX2; all loads lie inside the 64 bytes.
         unsafe {
             let row = _mm256_set1_epi8(row as i8);
-            let half = |offset: usize| {
-                let t = _mm256_loadu_si256(thresholds.as_ptr().add(offset).cast());
-                let u = _mm256_loadu_si256(flips.as_ptr().add(offset).cast());
+            let mut bits = 0;
+            for half in [0, 32] {
+                let t = _mm256_loadu_si256(thresholds.as_ptr().add(half).cast());
+                let u = _mm256_loadu_si256(flips.as_ptr().add(half).cast());
                 // Not above the row is what the unsigned minimum leaves as it is.
                 let not_above = _mm256_cmpeq_epi8(_mm256_min_epu8(t, row), t);
                 // The lowest bit of the flips, moved to the sign, where the mask is taken.
                 let flip = _mm256_slli_epi16::<7>(u);
-                !_mm256_movemask_epi8(_mm256_xor_si256(not_above, flip)) as u32
-            };
-            u64::from(half(0)) | u64::from(half(32)) << 32
+                let half_bits = !_mm256_movemask_epi8(_mm256_xor_si256(not_above, flip)) as u32;
+                bits |= u64::from(half_bits) << half;
+            }
+            bits
         }
     }
 }
