@@ -106,6 +106,11 @@ fn header_field<'a>(ptx: &'a str, name: &str) -> Option<&'a str> {
     ptx.lines().take(8).find_map(|line| line.strip_prefix("// ")?.strip_prefix(name)?.strip_prefix(": "))
 }
 
+/// Whether some compiler here can build for nvptx64.
+pub fn has_compiler() -> bool {
+    Compiler::find().is_ok()
+}
+
 /// Hash of all that decides the PTX, besides the compiler: the kernels, the device facade and the shared layout. The
 /// emulator and the `cuda_std` facade are not compiled into it.
 fn source_hash(root: &Path) -> Result<String> {

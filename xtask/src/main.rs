@@ -9,8 +9,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod build_ptx;
+mod ci;
+mod dependencies;
 mod ptx_check;
 mod ptx_report;
+mod test;
 mod workspace;
 
 #[derive(Parser)]
@@ -22,6 +25,10 @@ struct Flags {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run every test that a machine without GPU, CUDA and Python can run.
+    Test(test::Flags),
+    /// Run all checks: formatting, lints, documentation, dependencies, tests, the demo, the PTX.
+    Ci(ci::Flags),
     /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
     BuildPtx(build_ptx::Flags),
     /// Show registers, spills, shared memory and stack of every kernel; fail on spills, a stack or generic accesses.
@@ -30,6 +37,8 @@ enum Command {
 
 fn main() -> Result<()> {
     match Flags::parse().command {
+        Command::Test(flags) => test::run(&flags),
+        Command::Ci(flags) => ci::run(&flags),
         Command::BuildPtx(flags) => build_ptx::run(&flags),
         Command::PtxReport(flags) => ptx_report::run(&flags),
     }

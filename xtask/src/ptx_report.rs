@@ -119,7 +119,7 @@ fn parse(text: &str) -> Vec<Cost> {
 }
 
 /// `ptxas` on the path, or PyPI's, installed once under the target folder.
-fn find_ptxas() -> Result<PathBuf> {
+pub fn find_ptxas() -> Result<PathBuf> {
     if workspace::read(workspace::clean_command("ptxas").arg("--version")).is_ok() {
         return Ok("ptxas".into());
     }

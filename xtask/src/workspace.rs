@@ -31,6 +31,13 @@ pub fn ptx_path(arch: &str) -> PathBuf {
     ptx_dir().join(format!("rfdetr_post_{arch}.ptx"))
 }
 
+/// The cargo that runs this, in the workspace root, with all settings of the user.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(root()).args(args);
+    command
+}
+
 /// A command in the workspace root without the variables that cargo and rustup pass down: they would force this
 /// compiler's settings on another one.
 pub fn clean_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -70,7 +77,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// The command as one would type it.
-fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
