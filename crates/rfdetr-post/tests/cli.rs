@@ -28,12 +28,15 @@ struct Bench {
     dir: TempDir,
 }
 
+/// Shape and elements.
+type Floats = (Vec<usize>, Vec<f32>);
+
 /// A small model's outputs: one image, 3 queries, 5 class columns, 6 x 7 mask cells.
 #[derive(Clone)]
 struct Model {
-    dets: (Vec<usize>, Vec<f32>),
-    labels: (Vec<usize>, Vec<f32>),
-    masks: (Vec<usize>, Vec<f32>),
+    dets: Floats,
+    labels: Floats,
+    masks: Floats,
 }
 
 impl Model {
@@ -56,7 +59,7 @@ impl Model {
         model
     }
 
-    fn arrays(&self) -> [(&'static str, &(Vec<usize>, Vec<f32>)); 3] {
+    fn arrays(&self) -> [(&'static str, &Floats); 3] {
         [("dets", &self.dets), ("labels", &self.labels), ("masks", &self.masks)]
     }
 

@@ -40,6 +40,8 @@ Sidecar:
      \"class_names\": [\"\", \"person\"],
      \"tensor_names\": {\"dets\": \"pred_boxes\"}}
   `meta` may also be `letterbox` or `center_crop` (with `frame` and `static_crop`), or a full record.
+  `threshold` may be a list with one number a class id. `classes` takes the words of --classes, the core's record, or
+  {\"layout\": {\"remap\": [null, 0, 1]}, \"names\": [\"cat\", \"dog\"]}; a FILE.json given to --classes holds the same.
 
 Outputs, in --out:
   detections.json      COCO results of all inputs: image_id, category_id, bbox, score, segmentation, area
@@ -112,10 +114,10 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Output")]
     pub no_overlay: bool,
     /// Inputs processed at the same time; default: one a processor
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", help_heading = "Execution", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
-    /// Back end
-    #[arg(long, value_enum, default_value_t = BackendArg::Cpu)]
+    /// What computes; all back ends give the same bits
+    #[arg(long, value_enum, help_heading = "Execution", default_value_t = BackendArg::Cpu)]
     pub backend: BackendArg,
 }
 

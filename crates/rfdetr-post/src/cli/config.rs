@@ -47,7 +47,7 @@ pub struct ClassesSpec {
 pub struct ThresholdSpec(pub Thresholds);
 
 /// Everything that is needed to compute, with names for people.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
     /// The options; `mask_format` is meaningless until [`Settings::mask_format`] is resolved.
     pub options: Options,
@@ -55,12 +55,6 @@ pub struct Settings {
     pub mask_format: Option<MaskFormat>,
     /// Names by class id; empty if unknown.
     pub class_names: Vec<String>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { options: Options::default(), mask_format: None, class_names: Vec::new() }
-    }
 }
 
 impl Settings {

@@ -72,6 +72,9 @@ enum PictureSource {
     Embedded(&'static [u8]),
 }
 
+/// The picture of an image, if there is one, and a warning, if it was sought in vain.
+type Found = (Option<PictureSource>, Option<String>);
+
 /// What became of an input.
 pub struct Done {
     /// One entry an image.
@@ -158,13 +161,8 @@ fn load(path: &Path, flags: &Flags) -> Result<Loaded> {
     assemble(&mut file, &stem, sidecar, flags, &find)
 }
 
-/// Looks for the picture of an image, which is called `name` if its entry gives no name. The second value is a warning.
-fn find_picture(
-    entry: &ImageEntry,
-    name: &str,
-    image: Option<&Path>,
-    folder: &Path,
-) -> Result<(Option<PictureSource>, Option<String>)> {
+/// Looks for the picture of an image, which is called `name` if its entry gives no name.
+fn find_picture(entry: &ImageEntry, name: &str, image: Option<&Path>, folder: &Path) -> Result<Found> {
     let pictures = match image {
         Some(image) if !image.is_dir() => return Ok((Some(PictureSource::File(image.to_owned())), None)),
         Some(image) => image,
@@ -187,7 +185,7 @@ fn assemble(
     stem: &str,
     sidecar: Sidecar,
     flags: &Flags,
-    find: &dyn Fn(&ImageEntry, &str) -> Result<(Option<PictureSource>, Option<String>)>,
+    find: &dyn Fn(&ImageEntry, &str) -> Result<Found>,
 ) -> Result<Loaded> {
     let want_masks = flags.patch.mask_format.or(sidecar.options.mask_format) != Some(MaskFormat::None);
     let recorded = file.names().iter().any(|name| name == upstream::KEY);
@@ -277,11 +275,11 @@ fn assemble(
 
 impl PictureSource {
     fn size(&self) -> Result<Size> {
-        self.read(|bytes| picture::size(bytes))
+        self.read(picture::size)
     }
 
     fn decode(&self) -> Result<Picture> {
-        self.read(|bytes| Picture::decode(bytes))
+        self.read(Picture::decode)
     }
 
     /// Errors name the file.

@@ -176,15 +176,10 @@ fn fill_rect(picture: &mut Picture, rect: Rect, radius: i64, color: [u8; 3]) {
 
 /// Draws the name and score of each detection, best first at the best place, away from each other.
 fn draw_labels(picture: &mut Picture, detections: &ImageDetections, class_names: &[String], stroke: i64) {
-    let font = match picture.width().min(picture.height()) {
-        0..=400 => RasterHeight::Size16,
-        401..=900 => RasterHeight::Size20,
-        901..=1500 => RasterHeight::Size24,
-        _ => RasterHeight::Size32,
-    };
-    let line_height = font.val() as i64;
-    let char_width = glyph(' ', font).map_or(0, |glyph| glyph.width()) as i64;
-    let (pad_x, pad_y) = (char_width / 2 + 1, 1);
+    let (font, zoom) = font_size(picture.width().min(picture.height()));
+    let line_height = font.val() as i64 * zoom;
+    let char_width = glyph(' ', font).map_or(0, |glyph| glyph.width()) as i64 * zoom;
+    let (pad_x, pad_y) = (char_width / 2 + 1, zoom);
     let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
     let targets: Vec<_> = detections.rows.iter().filter_map(|row| Rect::from_xyxy(row.xyxy, picture)).collect();
     let mut placed: Vec<Rect> = Vec::new();
@@ -228,15 +223,26 @@ fn draw_labels(picture: &mut Picture, detections: &ImageDetections, class_names:
         for (position, char) in text.chars().enumerate() {
             let x0 = place.x0 + pad_x + position as i64 * char_width;
             let Some(glyph) = glyph(char, font) else { continue };
-            for (y, line) in glyph.rows().enumerate() {
-                for (x, &coverage) in line.iter().enumerate() {
-                    if coverage > 0 {
-                        let share = f32::from(coverage) / 255.0;
-                        blend(picture, x0 + x as i64, place.y0 + pad_y + y as i64, ink, share);
+            for y in 0..line_height {
+                for x in 0..char_width {
+                    if let Some(coverage @ 1..) = glyph.pixel((x / zoom) as usize, (y / zoom) as usize) {
+                        blend(picture, x0 + x, place.y0 + pad_y + y, ink, f32::from(coverage) / 255.0);
                     }
                 }
             }
         }
+    }
+}
+
+/// A font of about a 40th of the picture's short side, and how many pixels each of its pixels becomes.
+fn font_size(short_side: u32) -> (RasterHeight, i64) {
+    match short_side / 40 {
+        0..=17 => (RasterHeight::Size16, 1),
+        18..=22 => (RasterHeight::Size20, 1),
+        23..=28 => (RasterHeight::Size24, 1),
+        29..=40 => (RasterHeight::Size32, 1),
+        41..=54 => (RasterHeight::Size24, 2),
+        height => (RasterHeight::Size32, i64::from((height + 16) / 32)),
     }
 }
 
@@ -286,13 +292,24 @@ mod tests {
     #[test]
     fn colors_differ() {
         // The 22nd hue comes close to the second's.
-        let colors: Vec<_> = (0..20).map(|idx| color(idx)).collect();
+        let colors: Vec<_> = (0..20).map(color).collect();
         for (idx, a) in colors.iter().enumerate() {
             for b in &colors[..idx] {
                 let distance: i32 = a.iter().zip(b).map(|(&a, &b)| (i32::from(a) - i32::from(b)).abs()).sum();
                 assert!(distance > 20, "{a:?} {b:?}");
             }
         }
+    }
+
+    #[test]
+    fn text_grows_with_the_picture() {
+        let height = |side| {
+            let (font, zoom) = font_size(side);
+            font.val() as i64 * zoom
+        };
+        assert_eq!([176, 720, 1080, 2160, 4320, 60_000].map(height), [16, 20, 24, 48, 96, 1504]);
+        let sides: Vec<_> = (1..9000).map(height).collect();
+        assert!(sides.is_sorted());
     }
 
     #[test]

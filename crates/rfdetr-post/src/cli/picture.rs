@@ -134,6 +134,7 @@ fn write(writer: impl Write, size: Size, color: png::ColorType, data: &[u8]) -> 
     let mut encoder = png::Encoder::new(writer, size.width, size.height);
     encoder.set_color(color);
     encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header()?;
     writer.write_image_data(data)?;
     Ok(writer.finish()?)
@@ -174,6 +175,18 @@ mod tests {
     }
 
     #[test]
+    fn jpegs_become_rgb() {
+        let red = include_bytes!("../../tests/data/red.jpg");
+        assert_eq!(size(red).unwrap(), Size::new(60, 40));
+        let mut picture = Picture::decode(red).unwrap();
+        let [r, g, b] = picture.pixel_mut(50, 20).unwrap() else { panic!("three channels") };
+        assert!(r.abs_diff(200) < 12 && g.abs_diff(30) < 12 && b.abs_diff(200) < 12, "{r} {g} {b}");
+        let mut gray = Picture::decode(include_bytes!("../../tests/data/gray.jpg")).unwrap();
+        let pixel = gray.pixel_mut(59, 39).unwrap();
+        assert!(pixel.iter().all(|channel| channel.abs_diff(77) < 4), "{pixel:?}");
+    }
+
+    #[test]
     fn pictures_round_trip() {
         let mut picture = Picture::black(3, 2);
         picture.pixel_mut(2, 1).unwrap().copy_from_slice(&[1, 2, 3]);
@@ -192,6 +205,14 @@ mod tests {
         let bytes = encode(png::ColorType::Rgb, png::BitDepth::Eight, &[1, 2, 3, 4, 5, 6]);
         for len in 0..bytes.len() - 12 {
             assert!(Picture::decode(&bytes[..len]).is_err(), "cut to {len} bytes");
+        }
+        // What is left of a JPEG may still be shown; it must not panic.
+        let jpeg = include_bytes!("../../tests/data/red.jpg");
+        for len in 0..jpeg.len() {
+            let _ = Picture::decode(&jpeg[..len]);
+            let mut damaged = jpeg.to_vec();
+            damaged[len] ^= 0x5a;
+            let _ = Picture::decode(&damaged);
         }
     }
 }

@@ -153,7 +153,7 @@ fn progress_bar(len: usize, output: &OutputArgs) -> ProgressBar {
     let hidden = len < 2 || output.quiet || output.json;
     let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(len as u64), target);
-    if let Ok(style) = ProgressStyle::with_template("{bar:32.cyan/dim} {pos}/{len} inputs, {per_sec}, {eta} left") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:32.cyan/dim} {pos}/{len} inputs, {eta} left") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(100));

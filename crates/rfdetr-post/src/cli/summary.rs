@@ -72,11 +72,11 @@ impl Report {
     /// The tables for people.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        if let [InputReport { outcome: Ok(done), .. }] = &self.inputs[..] {
-            if let [image] = &done.images[..] {
-                text += &detection_table(&image.records, &done.class_names);
-                text.push('\n');
-            }
+        if let [InputReport { outcome: Ok(done), .. }] = &self.inputs[..]
+            && let [image] = &done.images[..]
+        {
+            text += &detection_table(&image.records, &done.class_names);
+            text.push('\n');
         }
         let mut table = new_table(&["input", "image", "detections", "load", "post-process", "write"], 2);
         for InputReport { input, outcome } in self.inputs.iter().take(MAX_ROWS) {
