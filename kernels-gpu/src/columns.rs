@@ -24,6 +24,7 @@ use rfdetr_post_core::packed::{GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord
 use crate::{
     axes::{Axis, normalize},
     inputs::load_element,
+    scan::div_rem,
     simt::{global::Global, math, shared::Shared, thread},
 };
 
@@ -115,6 +116,9 @@ pub struct Taps {
 }
 
 impl Taps {
+    /// No cell.
+    pub const NONE: Self = Self { first: 0, count: 0, second: 0, w0: 0.0, w1: 0.0, is_bilinear: false };
+
     #[inline(always)]
     fn new([first, count, w0, w1]: [u32; 4], n_in: u32, is_bilinear: bool) -> Self {
         let has_second = count > 1 && first + 1 < n_in;
@@ -140,18 +144,24 @@ impl Taps {
         }
     }
 
-    /// The value of any number of cells: zero weights multiply too.
+    /// The value of any number of cells, in the order of the specification: zero weights multiply too.
     #[inline(always)]
     fn sum(&self, axis: &Axis, value: impl Fn(u32) -> f32) -> f32 {
-        if self.count <= 2 {
-            return self.blend(value(self.first), value(self.second));
-        }
-        let weight = |j| normalize(axis.filter(self.w1, j), self.w0);
-        let mut sum = value(self.first) * weight(0);
-        let mut j = 1;
-        while j < self.count {
-            sum = math::fma(value(self.first + j), weight(j), sum);
-            j += 1;
+        let mut sum = 0.0;
+        let mut step = 0;
+        while step < self.count {
+            // Without antialias the product of the second cell is the one that is rounded.
+            let j = if self.is_bilinear { self.count - 1 - step } else { step };
+            let weight = if self.count > 2 {
+                normalize(axis.filter(self.w1, j), self.w0)
+            } else if j == 0 {
+                self.w0
+            } else {
+                self.w1
+            };
+            let cell = value((self.first + j).min(axis.n_in - 1));
+            sum = if step == 0 { cell * weight } else { math::fma(cell, weight, sum) };
+            step += 1;
         }
         sum
     }
@@ -253,7 +263,9 @@ impl Slab {
         let (mut first_live, mut live_end, mut nonfinite) = (u32::MAX, 0, 0);
         let mut i = tid;
         while i < len {
-            let (r, c) = (rows.start + i / num_columns, columns.start + i % num_columns);
+            // SAFETY: the window has columns.
+            let (r, c) = unsafe { div_rem(i, num_columns) };
+            let (r, c) = (rows.start + r, columns.start + c);
             // SAFETY: inside the window; `i` is below the capacity if the slab is shared.
             let cell = unsafe { window.cell(r, c) };
             if is_shared {
@@ -296,19 +308,19 @@ impl Slab {
         (slab, nonfinite)
     }
 
-    /// A slab that reads every cell from the window.
+    /// A slab that makes no pixel foreground.
     #[inline(always)]
-    pub fn unshared(window: Window) -> Self {
+    pub fn dead(window: Window) -> Self {
         Self {
             window,
-            // SAFETY: never read.
+            // SAFETY: a dead slab is not read.
             cells: unsafe { Shared::at(0) },
             is_shared: false,
             first_row: 0,
             first_column: 0,
             num_columns: 0,
-            first_live_row: 0,
-            last_live_row: u32::MAX,
+            first_live_row: u32::MAX,
+            last_live_row: 0,
         }
     }
 
@@ -323,13 +335,15 @@ impl Slab {
     #[inline(always)]
     unsafe fn cell(&self, r: u32, c: u32) -> f32 {
         // SAFETY: the caller vouches for the cell.
-        unsafe {
-            if self.is_shared {
-                self.cells.load((r - self.first_row) * self.num_columns + (c - self.first_column))
-            } else {
-                self.window.cell(r, c)
-            }
-        }
+        unsafe { if self.is_shared { self.shared_cell(r, c) } else { self.window.cell(r, c) } }
+    }
+
+    /// # Safety
+    /// The slab is shared, and the cell inside its rectangle.
+    #[inline(always)]
+    unsafe fn shared_cell(&self, r: u32, c: u32) -> f32 {
+        // SAFETY: the caller vouches for the cell.
+        unsafe { self.cells.load((r - self.first_row) * self.num_columns + (c - self.first_column)) }
     }
 
     /// A cell of a column after the horizontal pass.
@@ -339,19 +353,12 @@ impl Slab {
     #[inline(always)]
     unsafe fn stretched(&self, geometry: &Geometry, column: &Taps, r: u32) -> f32 {
         // SAFETY: the caller vouches for the row.
-        column.sum(&geometry.columns, |c| unsafe { self.cell(r, c) })
-    }
-
-    /// Whether a pixel is foreground, by the plain expression.
-    ///
-    /// # Safety
-    /// The slab holds the cells of the pixel.
-    #[inline(always)]
-    pub unsafe fn is_foreground(&self, geometry: &Geometry, column: &Taps, y: u32) -> bool {
-        // SAFETY: the caller vouches for the pixel.
         unsafe {
-            let row = geometry.row(y);
-            row.sum(&geometry.rows, |r| self.stretched(geometry, column, r)) > 0.0
+            if self.is_shared && column.count <= 2 {
+                column.blend(self.shared_cell(r, column.first), self.shared_cell(r, column.second))
+            } else {
+                column.sum(&geometry.columns, |c| self.cell(r, c))
+            }
         }
     }
 
@@ -362,30 +369,28 @@ impl Slab {
     /// The slab holds the cells of the column's rows, and is not dead; rows are inside the content.
     #[inline(always)]
     pub unsafe fn walk(&self, geometry: &Geometry, column: &Taps, y0: u32, y1: u32, mut emit: impl FnMut(u32)) -> bool {
+        let all_plain = geometry.record.flags & IMAGE_PLAIN_ROWS != 0;
+        let last_row = geometry.rows.n_in - 1;
         let mut state = false;
         let mut y = y0;
+        // A row of three taps reaches two rows down.
+        let mut r = self.first_live_row.saturating_sub(2).max(self.first_row);
         // SAFETY: the caller vouches for the rows; groups between the live rows lie inside the window.
         unsafe {
-            if geometry.record.flags & IMAGE_PLAIN_ROWS != 0 {
-                while y < y1 {
-                    if self.is_foreground(geometry, column, y) != state {
-                        emit(y);
-                        state = !state;
-                    }
-                    y += 1;
-                }
-                return state;
-            }
-            // A row of three taps reaches two rows down.
-            let mut r = self.first_live_row.saturating_sub(2).max(self.first_row);
-            if r > 0 {
+            if r > 0 && !all_plain {
                 y = y.max(geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR);
             }
-            let last_row = geometry.rows.n_in - 1;
-            let mut above = self.stretched(geometry, column, r);
-            while r <= self.last_live_row && y < y1 {
-                let below = if r < last_row { self.stretched(geometry, column, r + 1) } else { above };
-                let group_end = geometry.group_end(r);
+            // The window rows above and below the group; the first round only makes the one above.
+            let (mut above, mut has_above) = (0.0, all_plain);
+            while y < y1 && (all_plain || r <= self.last_live_row) {
+                let below =
+                    if all_plain { 0.0 } else { self.stretched(geometry, column, (r + has_above as u32).min(last_row)) };
+                if !has_above {
+                    (above, has_above) = (below, true);
+                    continue;
+                }
+                // Without groups all rows are one, and plain.
+                let group_end = if all_plain { y1 | GROUP_IS_IRREGULAR } else { geometry.group_end(r) };
                 let end = (group_end & !GROUP_IS_IRREGULAR).min(y1);
                 if y < end {
                     let (from, to) = (above > 0.0, below > 0.0);
@@ -394,7 +399,9 @@ impl Slab {
                         || from && to && (above < TINY || below < TINY);
                     if is_plain {
                         while y < end {
-                            if self.is_foreground(geometry, column, y) != state {
+                            let row = geometry.row(y);
+                            let value = row.sum(&geometry.rows, |r| column.sum(&geometry.columns, |c| self.cell(r, c)));
+                            if (value > 0.0) != state {
                                 emit(y);
                                 state = !state;
                             }

@@ -17,6 +17,7 @@ use rfdetr_post_core::packed::{DetectionRow, FLAG_BIT_PACKED, MaskArgs, shared::
 use crate::{
     columns::{Geometry, Slab, Span, Window},
     masks::{self, Stats, Work},
+    scan::{div_ceil, div_rem},
     simt::{
         global::Global,
         grid,
@@ -46,7 +47,7 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
     unsafe {
         let num_bands = |image: u32| {
             let record = masks::record(args, params, image);
-            record.height.div_ceil(band_rows(record.width.div_ceil(32)))
+            div_ceil(record.height, band_rows(record.width.div_ceil(32)))
         };
         let headers = Global::<u32>::from_address(args.headers_at);
         let work = Work::new(args, |image, num_detections| num_detections * num_bands(image));
@@ -66,7 +67,8 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
         while item < work.num_items {
             let (image, within) = work.image_of(item);
             let num_bands = num_bands(image);
-            if band(args, params, image, within / num_bands, within % num_bands, num_bands) {
+            let (slot, band_idx) = div_rem(within, num_bands);
+            if band(args, params, image, slot, band_idx, num_bands) {
                 masks::finish_mask(args, num_masks);
             }
             item += thread::grid_dim_x();
@@ -237,7 +239,8 @@ impl Band {
     /// `position` is inside the band.
     #[inline(always)]
     unsafe fn pixels(&self, position: u32) -> u32 {
-        let (mut y, mut x) = (position / self.width, position % self.width);
+        // SAFETY: an image has columns.
+        let (mut y, mut x) = unsafe { div_rem(position, self.width) };
         let (mut pixels, mut len) = (0, 0);
         while len < 16 && y < self.num_rows {
             let take = (16 - len).min(self.width - x);
@@ -270,9 +273,11 @@ impl Band {
                 for (i, word) in value.iter_mut().enumerate() {
                     let position = 4 * chunk + i as u32;
                     if position < len {
-                        let (y, x) = (position / self.words, position % self.words);
-                        // SAFETY: inside the band.
-                        *word = unsafe { self.bits.load(y * self.stride + x) };
+                        // SAFETY: inside the band; a row has words.
+                        *word = unsafe {
+                            let (y, x) = div_rem(position, self.words);
+                            self.bits.load(y * self.stride + x)
+                        };
                     }
                 }
             }

@@ -5,6 +5,7 @@ use rfdetr_post_core::packed::MaskArgs;
 use crate::{
     inputs::load_element,
     masks::{self, Stats, Work},
+    scan::div_rem,
     simt::{global::Global, grid, params::Params, thread, warp},
 };
 
@@ -59,7 +60,7 @@ unsafe fn copy_grid(args: &MaskArgs, image: u32, slot: u32) {
             to.store(i as usize, cell);
             nonfinite += !cell.is_finite() as u32;
             if cell > 0.0 {
-                let (x, y) = (i % args.mask_w, i / args.mask_w);
+                let (y, x) = div_rem(i, args.mask_w);
                 stats.add(1, [x, y, x + 1, y + 1]);
             }
             i += thread::block_dim_x();

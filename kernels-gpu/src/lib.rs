@@ -28,7 +28,7 @@ pub mod simt;
 
 use rfdetr_post_core::packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared::masks::MAX_THREADS};
 
-use crate::simt::{grid, params::Params, thread};
+use crate::simt::{grid, thread};
 
 kernel! {
     /// Selects and decodes the detections of a batch: one block an image. Further blocks, `axis_blocks` an image, build
@@ -42,7 +42,7 @@ kernel! {
             if block < args.batch {
                 select::select(args, params, block);
             } else {
-                let (image, part) = ((block - args.batch) / args.axis_blocks, (block - args.batch) % args.axis_blocks);
+                let (image, part) = scan::div_rem(block - args.batch, args.axis_blocks);
                 let offset = core::mem::offset_of!(SelectArgs, records) as u32;
                 let is_inline = args.batch as usize <= INLINE_IMAGES;
                 let record = inputs::load_record(is_inline, params, offset, args.records_at, image);
@@ -52,21 +52,21 @@ kernel! {
     }
 
     /// Makes the run lengths of every detection: any number of blocks.
-    #[launch_bounds(MAX_THREADS, 2)]
+    #[launch_bounds(MAX_THREADS, 1)]
     pub fn rfdetr_masks_rle(args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { rle::masks_rle(args, params) }
     }
 
     /// Makes the dense or bit-packed masks of every detection: any number of blocks.
-    #[launch_bounds(MAX_THREADS, 2)]
+    #[launch_bounds(MAX_THREADS, 1)]
     pub fn rfdetr_masks_dense(args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { dense::masks_dense(args, params) }
     }
 
     /// Copies the mask grids of every detection: any number of blocks.
-    #[launch_bounds(MAX_THREADS, 2)]
+    #[launch_bounds(MAX_THREADS, 1)]
     pub fn rfdetr_masks_grid(args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { grid_logits::masks_grid(args, params) }

@@ -16,9 +16,9 @@
 use rfdetr_post_core::packed::{FLAG_RLE_STRING, ImageHeader, MaskArgs, shared::masks as layout};
 
 use crate::{
-    columns::{Geometry, Slab, Span, Window},
+    columns::{Geometry, Slab, Span, Taps, Window},
     masks::{self, Stats, Work},
-    scan::block_exclusive_add,
+    scan::{block_exclusive_add, div_ceil, div_rem},
     simt::{
         global::Global,
         grid,
@@ -136,12 +136,10 @@ impl Encoder {
     /// Counts the foreground run from position `start` to `end`.
     #[inline(always)]
     fn add_run(&mut self, start: u32, end: u32) {
-        let (first_x, last_x) = (start / self.height, (end - 1) / self.height);
-        let (top, bottom) = if first_x == last_x {
-            (start - first_x * self.height, end - last_x * self.height)
-        } else {
-            (0, self.height)
-        };
+        // SAFETY: an image has rows.
+        let ((first_x, first_y), (last_x, last_y)) =
+            unsafe { (div_rem(start, self.height), div_rem(end - 1, self.height)) };
+        let (top, bottom) = if first_x == last_x { (first_y, last_y + 1) } else { (0, self.height) };
         self.stats.add(end - start, [first_x, top, last_x + 1, bottom]);
     }
 
@@ -252,7 +250,7 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
         }
         let mut item = thread::block_idx_x();
         while item < num_masks * num_strips {
-            let (image, slot) = work.image_of(item / num_strips);
+            let (image, slot) = work.image_of(item >> num_strips.trailing_zeros());
             if strip(args, params, scratch, image, slot, item, num_strips) {
                 masks::finish_mask(args, num_masks);
             }
@@ -264,86 +262,234 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
 
 /// Makes one strip of a mask; true in the block that finished the mask.
 ///
+/// Transitions come in batches: of a chunk of columns, of the mask's end, or of a strip that was handed over. All of them
+/// go through one loop, so that the code that walks and the code that encodes exist once.
+///
 /// # Safety
 /// As [`masks_rle`]; the strip is the block's own.
 #[inline(always)]
 unsafe fn strip(
     args: &MaskArgs, params: Params, scratch: Scratch, image: u32, slot: u32, item: u32, num_strips: u32,
 ) -> bool {
-    let tid = thread::thread_idx_x();
-    let strip_idx = item % num_strips;
-    // SAFETY: image, slot and item are of this launch.
+    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    let (lane, warp) = (warp::lane_id(), warp::warp_id());
+    // SAFETY: image, slot and item are of this launch; shared memory is used inside its layout; barriers separate the
+    // phases of a batch.
     unsafe {
         let geometry = Geometry::new(args, masks::record(args, params, image), image);
+        let record = &geometry.record;
         let row = masks::row_idx(args, image, slot);
-        let window = Window::new(args, &geometry.record, image, masks::query_of(args, row));
+        let window = Window::new(args, record, image, masks::query_of(args, row));
         let is_string = args.flags & FLAG_RLE_STRING != 0;
         let offset = slot * args.mask_capacity;
         let element = if is_string { 1 } else { 4 };
         let payload_at = args.payload_at + image as u64 * args.payload_image_bytes + offset as u64 * element;
-        let height = geometry.record.height;
-        let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string, height);
+        let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string, record.height);
 
-        let content_w = if geometry.is_empty() { 0 } else { geometry.record.content_w };
-        let strip_w = content_w.div_ceil(num_strips);
+        let content_w = if geometry.is_empty() { 0 } else { record.content_w };
+        let content_bottom = record.offset_y + record.content_h;
+        let reaches_bottom = content_bottom == record.height;
+        let chunk_w = chunk_width(&geometry);
+
+        // The number of strips is a power of two.
+        let strip_idx = item & (num_strips - 1);
+        let strip_w = div_ceil(content_w, num_strips);
         let mut columns =
             Span { start: (strip_idx * strip_w).min(content_w), end: ((strip_idx + 1) * strip_w).min(content_w) };
+        // The strip of the last column also has the mask's end.
+        let mut owns_end = columns.start < columns.end && columns.end == content_w || content_w == 0 && strip_idx == 0;
         let mut is_direct = num_strips == 1;
-        let mut counts_nonfinite = true;
+        let mut is_redone = false;
+        let first_item = item - strip_idx;
+        let lens = Global::<u32>::from_address(args.strip_lens_at);
+        let room = |item: u32| {
+            Global::<u32>::from_address(args.strips_at + 4 * item as u64 * args.strip_capacity as u64)
+        };
+
+        // The strip that is merged; none while columns are walked.
+        let mut merged = None;
+        let mut next_column = columns.start;
+        // State of the last row of the column before the chunk.
+        let mut before_chunk = false;
+        let mut handed = 0;
         loop {
-            let nonfinite = walk_columns(args, scratch, &geometry, window, columns, item, is_direct, &mut encoder);
-            if counts_nonfinite && tid == 0 {
-                masks::add_nonfinite(args, image, nonfinite);
+            let is_end = merged.is_none() && next_column >= columns.end;
+            let is_chunk = merged.is_none() && !is_end;
+            // Does a run that reaches the content's last pixel end there, short of the mask's end?
+            let ends_early = before_chunk && record.offset_x + content_w < record.width;
+            let mut total = match merged {
+                Some(k) => lens.load((first_item + k) as usize),
+                None if owns_end => 1 + ends_early as u32,
+                None => 0,
+            };
+
+            // The columns of a chunk: one a thread. The column before a strip comes along, for its last row only.
+            let has_ghost = is_chunk && next_column == columns.start && next_column > 0 && reaches_bottom;
+            let x0 = next_column - has_ghost as u32;
+            let x1 = (x0 + chunk_w).min(columns.end);
+            let is_column = is_chunk && tid < x1 - x0;
+            let is_ghost = has_ghost && tid == 0;
+            let column_start = (record.offset_x + x0 + tid) * record.height;
+            let mut column = Taps::NONE;
+            let mut slab = Slab::dead(window);
+            if is_chunk {
+                let first = geometry.column(x0);
+                let last = geometry.column(x1 - 1);
+                column = geometry.column(if is_column { x0 + tid } else { x0 });
+                // Each cell belongs to the chunk in whose range of first cells it is.
+                let owned = Span {
+                    start: if next_column == 0 { 0 } else { geometry.column(next_column).first },
+                    end: if x1 == content_w { record.window_w } else { geometry.column(x1).first },
+                };
+                let end = (last.first + last.count.max(2)).min(record.window_w);
+                let span = Span { start: owned.start.min(first.first), end: end.max(owned.end) };
+                let rows = Span { start: 0, end: record.window_h };
+                let nonfinite;
+                (slab, nonfinite) =
+                    Slab::load(window, rows, span, owned, false, scratch.slab, layout::SLAB_CELLS, masks::counters());
+                if tid == 0 && !is_redone {
+                    masks::add_nonfinite(args, image, nonfinite);
+                }
+            }
+            let is_walked = is_column && !slab.is_dead();
+
+            // The first pass counts a column's transitions and keeps a few, later ones place them, a window at a time.
+            let mut is_counted = !is_chunk;
+            let (mut num_transitions, mut first_idx, mut start) = (0, 0, 0);
+            let (mut starts_foreground, mut changes_at_top, mut chunk_bottom) = (false, false, false);
+            loop {
+                if is_counted && start >= total {
+                    break;
+                }
+                let window_len = (total - start).min(layout::WINDOW);
+                let place = |idx: u32, position: u32| {
+                    if idx >= start && idx - start < window_len {
+                        scratch.transitions.store(3 + idx - start, position);
+                    }
+                };
+                let mut ends_foreground = false;
+                if is_walked && (!is_counted || num_transitions > layout::COLUMN_KEEPS) {
+                    let mut seen = 0;
+                    let mut visit = |y: u32| {
+                        if y == 0 {
+                            starts_foreground = true;
+                            return;
+                        }
+                        if is_counted {
+                            place(first_idx + seen, column_start + y);
+                        } else if seen < layout::COLUMN_KEEPS {
+                            scratch.kept.store(seen * block + tid, y);
+                        }
+                        seen += 1;
+                    };
+                    ends_foreground =
+                        slab.walk(&geometry, &column, 0, record.content_h, |y| visit(record.offset_y + y));
+                    if ends_foreground && !reaches_bottom {
+                        visit(content_bottom);
+                        ends_foreground = false;
+                    }
+                    num_transitions = seen;
+                }
+                if !is_counted {
+                    // A run that ends with a column and one that begins with the next are one run.
+                    let bottoms = warp::warp_vote_ballot(FULL_MASK, ends_foreground);
+                    if lane == 0 {
+                        masks::counters().store(BOTTOMS + warp, bottoms);
+                    }
+                    thread::sync_threads();
+                    let before_column = if tid == 0 {
+                        before_chunk
+                    } else if lane == 0 {
+                        masks::counters().load(BOTTOMS + warp - 1) >> 31 != 0
+                    } else {
+                        bottoms >> (lane - 1) & 1 != 0
+                    };
+                    let last = x1 - x0 - 1;
+                    chunk_bottom = masks::counters().load(BOTTOMS + last / 32) >> (last % 32) & 1 != 0;
+                    changes_at_top = is_column && !is_ghost && before_column != starts_foreground;
+                    if is_ghost {
+                        num_transitions = 0;
+                    }
+                    let count = num_transitions + changes_at_top as u32;
+                    (first_idx, total) = block_exclusive_add(count, masks::scratch());
+                    if changes_at_top {
+                        first_idx += 1;
+                    }
+                    is_counted = true;
+                    continue;
+                }
+                if let Some(k) = merged {
+                    let mut i = tid;
+                    while i < window_len {
+                        let transition = room(first_item + k).load((start + i) as usize);
+                        scratch.transitions.store(3 + i, transition);
+                        i += block;
+                    }
+                } else if is_end {
+                    if tid == 0 {
+                        if ends_early {
+                            place(0, (record.offset_x + content_w) * record.height);
+                        }
+                        // The last run ends with the mask.
+                        place(ends_early as u32, record.width * record.height);
+                    }
+                } else {
+                    if changes_at_top {
+                        place(first_idx - 1, column_start);
+                    }
+                    if num_transitions <= layout::COLUMN_KEEPS {
+                        let mut k = 0;
+                        while k < num_transitions {
+                            place(first_idx + k, column_start + scratch.kept.load(k * block + tid));
+                            k += 1;
+                        }
+                    }
+                }
+                thread::sync_threads();
+                if is_direct || merged.is_some() {
+                    encoder.encode(window_len);
+                } else {
+                    hand_over(scratch, room(item), handed + start, window_len, args.strip_capacity);
+                }
+                start += window_len;
+            }
+            handed += total;
+            if is_chunk {
+                before_chunk = chunk_bottom;
+                next_column = x1;
+                thread::sync_threads();
+                continue;
+            }
+            if let Some(k) = merged {
+                if k + 1 == num_strips {
+                    break;
+                }
+                merged = Some(k + 1);
+                continue;
             }
             if is_direct {
                 break;
             }
+            if tid == 0 {
+                lens.store(item as usize, handed);
+            }
             if !masks::is_last_part(args, row, num_strips) {
                 return false;
             }
-            let first_item = item - strip_idx;
-            let lens = Global::<u32>::from_address(args.strip_lens_at);
             let mut fits = true;
             let mut k = 0;
             while k < num_strips {
                 fits &= lens.load((first_item + k) as usize) <= args.strip_capacity;
                 k += 1;
             }
-            if !fits {
+            if fits {
+                merged = Some(0);
+            } else {
                 columns = Span { start: 0, end: content_w };
-                is_direct = true;
-                counts_nonfinite = false;
-                continue;
+                (next_column, before_chunk, handed) = (0, false, 0);
+                (is_direct, is_redone, owns_end) = (true, true, true);
             }
-            let mut k = 0;
-            while k < num_strips {
-                let from = (first_item + k) as usize;
-                let len = lens.load(from);
-                let mut start = 0;
-                while start < len {
-                    let window_len = (len - start).min(layout::WINDOW);
-                    let mut i = tid;
-                    while i < window_len {
-                        let at = from * args.strip_capacity as usize + (start + i) as usize;
-                        let transition = Global::<u32>::from_address(args.strips_at).load(at);
-                        scratch.transitions.store(3 + i, transition);
-                        i += thread::block_dim_x();
-                    }
-                    thread::sync_threads();
-                    encoder.encode(window_len);
-                    start += window_len;
-                }
-                k += 1;
-            }
-            break;
         }
-        // The last run ends with the mask.
-        thread::sync_threads();
-        if tid == 0 {
-            scratch.transitions.store(3, height * geometry.record.width);
-        }
-        thread::sync_threads();
-        encoder.encode(1);
         let len = encoder.finish();
         let stats = encoder.stats.block_sum();
         if tid == 0 {
@@ -355,185 +501,19 @@ unsafe fn strip(
     }
 }
 
-/// Walks the columns of a strip and encodes their transitions, or hands them over. Returns the number of cells that are
-/// not finite; valid in all threads.
-///
-/// # Safety
-/// As [`masks_rle`]; `columns` lie inside the content.
-#[expect(clippy::too_many_arguments, reason = "the state of one strip, taken apart by its loop")]
+/// Columns of a chunk: as many as have room in shared memory, at least a warp's; if even those have none, the slab stays
+/// in global memory.
 #[inline(always)]
-unsafe fn walk_columns(
-    args: &MaskArgs, scratch: Scratch, geometry: &Geometry, window: Window, columns: Span, item: u32, is_direct: bool,
-    encoder: &mut Encoder,
-) -> u32 {
-    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    let (lane, warp) = (warp::lane_id(), warp::warp_id());
-    let record = &geometry.record;
-    let (content_w, content_h) = (record.content_w, record.content_h);
-    let reaches_bottom = record.offset_y + content_h == record.height;
-    let room = Global::<u32>::from_address(
-        args.strips_at + 4 * item as u64 * args.strip_capacity as u64,
-    );
-    let mut handed = 0;
-    let mut nonfinite = 0;
-    // As many columns as have room in shared memory; if a warp's have none, the slab stays in global memory.
+fn chunk_width(geometry: &Geometry) -> u32 {
     let fits = |chunk_w: u32| {
-        ((chunk_w as f32 * geometry.columns.scale) as u32 + 4) * record.window_h <= layout::SLAB_CELLS
+        ((chunk_w as f32 * geometry.columns.scale) as u32 + 4) * geometry.record.window_h <= layout::SLAB_CELLS
     };
+    let block = thread::block_dim_x();
     let mut chunk_w = block;
     while chunk_w > 32 && !fits(chunk_w) {
         chunk_w /= 2;
     }
-    if !fits(chunk_w) {
-        chunk_w = block;
-    }
-    // SAFETY: columns are inside the content, shared memory is used inside its layout, barriers separate the phases.
-    unsafe {
-        // State of the last row of the column before the chunk.
-        let mut above_is_foreground = columns.start > 0
-            && columns.start < columns.end
-            && reaches_bottom
-            && last_row_is_foreground(geometry, window, columns.start - 1);
-        let mut x0 = columns.start;
-        while x0 < columns.end {
-            let x1 = (x0 + chunk_w).min(columns.end);
-            let first = geometry.column(x0);
-            let last = geometry.column(x1 - 1);
-            let end = (last.first + last.count.max(2)).min(record.window_w);
-            // Each cell belongs to the chunk in whose range of first cells it is.
-            let owned = Span {
-                start: if x0 == 0 { 0 } else { first.first },
-                end: if x1 == content_w { record.window_w } else { geometry.column(x1).first },
-            };
-            let span = Span { start: owned.start.min(first.first), end: end.max(owned.end) };
-            let rows = Span { start: 0, end: record.window_h };
-            let (slab, bad) = Slab::load(
-                window, rows, span, owned, false, scratch.slab, layout::SLAB_CELLS, masks::counters(),
-            );
-            nonfinite += bad;
-
-            // First pass: count the column's transitions, keep the first few.
-            let x = x0 + tid;
-            let is_column = tid < x1 - x0;
-            let column = geometry.column(if is_column { x } else { x0 });
-            let (mut num_transitions, mut starts_foreground, mut ends_foreground) = (0, false, false);
-            if is_column && !slab.is_dead() {
-                ends_foreground = slab.walk(geometry, &column, 0, content_h, |y| {
-                    let y = record.offset_y + y;
-                    if y == 0 {
-                        starts_foreground = true;
-                    } else {
-                        if num_transitions < layout::COLUMN_KEEPS {
-                            scratch.kept.store(num_transitions * block + tid, y);
-                        }
-                        num_transitions += 1;
-                    }
-                });
-                if ends_foreground && !reaches_bottom {
-                    let y = record.offset_y + content_h;
-                    if num_transitions < layout::COLUMN_KEEPS {
-                        scratch.kept.store(num_transitions * block + tid, y);
-                    }
-                    num_transitions += 1;
-                    ends_foreground = false;
-                }
-            }
-            // A run that ends with a column and one that begins with the next are one run.
-            let bottoms = warp::warp_vote_ballot(FULL_MASK, ends_foreground);
-            if lane == 0 {
-                masks::counters().store(BOTTOMS + warp, bottoms);
-            }
-            thread::sync_threads();
-            let before_is_foreground = if tid == 0 {
-                above_is_foreground
-            } else if lane == 0 {
-                masks::counters().load(BOTTOMS + warp - 1) >> 31 != 0
-            } else {
-                bottoms >> (lane - 1) & 1 != 0
-            };
-            let last_thread = x1 - x0 - 1;
-            let chunk_bottom = masks::counters().load(BOTTOMS + last_thread / 32) >> (last_thread % 32) & 1 != 0;
-            let changes_at_top = is_column && before_is_foreground != starts_foreground;
-            let count = num_transitions + changes_at_top as u32;
-            let (before, total) = block_exclusive_add(count, masks::scratch());
-
-            // Second pass: put the transitions in order, a window at a time.
-            let mut start = 0;
-            while start < total {
-                let window_len = (total - start).min(layout::WINDOW);
-                let column_start = (record.offset_x + x) * record.height;
-                let place = |idx: u32, y: u32| {
-                    if idx >= start && idx - start < window_len {
-                        scratch.transitions.store(3 + idx - start, column_start + y);
-                    }
-                };
-                if changes_at_top {
-                    place(before, 0);
-                }
-                let mut next = before + changes_at_top as u32;
-                if num_transitions <= layout::COLUMN_KEEPS {
-                    let mut k = 0;
-                    while k < num_transitions {
-                        place(next + k, scratch.kept.load(k * block + tid));
-                        k += 1;
-                    }
-                } else {
-                    let end = next + num_transitions;
-                    slab.walk(geometry, &column, 0, content_h, |y| {
-                        let y = record.offset_y + y;
-                        if y > 0 {
-                            place(next, y);
-                            next += 1;
-                        }
-                    });
-                    if next < end {
-                        place(next, record.offset_y + content_h);
-                    }
-                }
-                thread::sync_threads();
-                if is_direct {
-                    encoder.encode(window_len);
-                } else {
-                    hand_over(scratch, room, handed + start, window_len, args.strip_capacity);
-                }
-                start += window_len;
-            }
-            handed += total;
-            above_is_foreground = chunk_bottom;
-            x0 = x1;
-            thread::sync_threads();
-        }
-        // A run that reaches the content's last pixel ends there, unless the mask ends too.
-        if above_is_foreground && columns.end == content_w && record.offset_x + content_w < record.width {
-            if tid == 0 {
-                scratch.transitions.store(3, (record.offset_x + content_w) * record.height);
-            }
-            thread::sync_threads();
-            if is_direct {
-                encoder.encode(1);
-            } else {
-                hand_over(scratch, room, handed, 1, args.strip_capacity);
-            }
-            handed += 1;
-        }
-        if !is_direct && tid == 0 {
-            Global::<u32>::from_address(args.strip_lens_at).store(item as usize, handed);
-        }
-    }
-    nonfinite
-}
-
-/// Whether the last content row of a column is foreground.
-///
-/// # Safety
-/// `x` is inside the content.
-#[inline(always)]
-unsafe fn last_row_is_foreground(geometry: &Geometry, window: Window, x: u32) -> bool {
-    // SAFETY: the slab without shared cells reads the window itself.
-    unsafe {
-        let slab = Slab::unshared(window);
-        slab.is_foreground(geometry, &geometry.column(x), geometry.record.content_h - 1)
-    }
+    if fits(chunk_w) { chunk_w } else { block }
 }
 
 /// Copies a window of transitions to the strip's room, as far as it reaches. Ends with a barrier.

@@ -1,4 +1,6 @@
-//! Sums over warps and blocks.
+//! Sums over warps and blocks, and division without a panic path.
+
+use core::num::NonZeroU32;
 
 use crate::simt::{
     shared::Shared,
@@ -63,4 +65,25 @@ pub unsafe fn block_exclusive_add(value: u32, scratch: Shared<u32>) -> (u32, u32
     // SAFETY: written above, ordered by the barrier.
     let (before, total) = unsafe { (if warp > 0 { scratch.load(warp - 1) } else { 0 }, scratch.load(32)) };
     (before + inclusive - value, total)
+}
+
+/// Quotient and remainder. A division that could panic would leave a panic path in the PTX.
+///
+/// # Safety
+/// `divisor` is not zero.
+#[inline(always)]
+pub unsafe fn div_rem(value: u32, divisor: u32) -> (u32, u32) {
+    // SAFETY: the caller vouches for it.
+    let divisor = unsafe { NonZeroU32::new_unchecked(divisor) };
+    (value / divisor, value % divisor)
+}
+
+/// Quotient, rounded up.
+///
+/// # Safety
+/// `divisor` is not zero, and `value + divisor` fits `u32`.
+#[inline(always)]
+pub unsafe fn div_ceil(value: u32, divisor: u32) -> u32 {
+    // SAFETY: the caller vouches for it.
+    unsafe { div_rem(value + (divisor - 1), divisor).0 }
 }

@@ -24,7 +24,7 @@ use rfdetr_post_core::packed::{
 use crate::{
     boxes,
     inputs::{load_element, load_record},
-    scan::block_exclusive_add,
+    scan::{block_exclusive_add, div_rem, warp_inclusive_add},
     score,
     simt::{
         fence,
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Logits that a thread has in flight.
-const UNROLL: usize = 8;
+const UNROLL: u32 = 4;
 
 /// Words of the counters.
 const LIST_LEN: u32 = 0;
@@ -66,19 +66,17 @@ struct Candidates {
 }
 
 impl Candidates {
+    /// The key of a hit, or 0: no hit has that key, whose low half is the inverse of an index below 2^31.
     #[inline(always)]
-    fn score(&self, logit: f32) -> f32 {
-        if self.uses_torch { score::torch_sigmoid(logit) } else { score::portable_sigmoid(logit) }
-    }
-
-    #[inline(always)]
-    fn is_hit(&self, logit: f32) -> bool {
-        let passes = if self.uses_torch {
-            score::torch_sigmoid(logit) > self.min_threshold
+    fn hit_key(&self, logit: f32, k: u32) -> u64 {
+        if self.uses_torch {
+            let score = score::torch_sigmoid(logit);
+            if score > self.min_threshold || logit.is_nan() { rank_key(score, k) } else { 0 }
+        } else if logit >= self.min_logit || logit.is_nan() {
+            rank_key(score::portable_sigmoid(logit), k)
         } else {
-            logit >= self.min_logit
-        };
-        passes || logit.is_nan()
+            0
+        }
     }
 
     /// Calls `visit(k, logit, exists)` for every pair, the same number of times in every thread of the block.
@@ -88,25 +86,28 @@ impl Candidates {
     #[inline(always)]
     unsafe fn for_each(&self, mut visit: impl FnMut(u32, f32, bool)) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let load = |k: u32| {
+            // SAFETY: `k` is a pair of this image.
+            if k < self.num_pairs { unsafe { load_element(self.logits_at, self.dtype, self.first + k as usize) } } else { 0.0 }
+        };
         let mut base = 0;
         while base < self.num_pairs {
-            // All loads are issued before the first is used.
-            let mut logits = [0.0; UNROLL];
-            for (i, logit) in logits.iter_mut().enumerate() {
-                let k = base + i as u32 * block + tid;
-                if k < self.num_pairs {
-                    // SAFETY: `k` is a pair of this image.
-                    *logit = unsafe { load_element(self.logits_at, self.dtype, self.first + k as usize) };
-                }
+            // All loads are issued before the first is used. Written out: an array would have to be indexed.
+            let k = base + tid;
+            let (k0, k1, k2, k3) = (k, k + block, k + 2 * block, k + 3 * block);
+            let (x0, x1, x2, x3) = (load(k0), load(k1), load(k2), load(k3));
+            let mut i = 0;
+            while i < UNROLL {
+                let (k, x) = match i {
+                    0 => (k0, x0),
+                    1 => (k1, x1),
+                    2 => (k2, x2),
+                    _ => (k3, x3),
+                };
+                visit(k, x, k < self.num_pairs);
+                i += 1;
             }
-            for (i, &logit) in logits.iter().enumerate() {
-                // The same in all threads: no vote below waits for a missing lane.
-                if base + (i as u32) * block < self.num_pairs {
-                    let k = base + i as u32 * block + tid;
-                    visit(k, logit, k < self.num_pairs);
-                }
-            }
-            base += UNROLL as u32 * block;
+            base += UNROLL * block;
         }
     }
 }
@@ -148,22 +149,25 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
     thread::sync_threads();
 
     // SAFETY: the launcher vouches for the tensors; shared memory is used inside its layout.
-    unsafe {
-        count_nonfinite_boxes(args, image, counters);
-        gather_hits(&candidates, counters, list);
-    }
-    thread::sync_threads();
-    // SAFETY: written before the barrier.
-    let mut num_hits = unsafe { counters.load(LIST_LEN) };
-    if num_hits > MAX_SELECT {
-        // SAFETY: as above. `num_select` is at most `MAX_SELECT`, so the selected fit the list.
+    unsafe { count_nonfinite_boxes(args, image, counters) };
+    let mut last = 0;
+    let num_hits = loop {
+        // SAFETY: as above. `num_select` is at most `MAX_SELECT`, so what the radix select leaves fits the list.
         unsafe {
-            let last = radix_select(&candidates, args.num_select, counters, histogram);
-            gather_from(&candidates, last, counters, list);
+            gather_hits(&candidates, last, counters, list);
+            thread::sync_threads();
+            let num_hits = counters.load(LIST_LEN);
+            if num_hits <= MAX_SELECT {
+                break num_hits;
+            }
+            last = radix_select(&candidates, args.num_select, counters, histogram);
+            thread::sync_threads();
+            if tid == 0 {
+                counters.store(LIST_LEN, 0);
+            }
+            thread::sync_threads();
         }
-        thread::sync_threads();
-        num_hits = args.num_select;
-    }
+    };
 
     // Rank of a hit: the number of larger keys.
     let mut i = tid;
@@ -194,7 +198,7 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
             unsafe {
                 let key = sorted.load(rank);
                 let (k, bits) = (!(key as u32), (key >> 32) as u32);
-                let (query_idx, class_idx) = (k / args.num_classes, k % args.num_classes);
+                let (query_idx, class_idx) = div_rem(k, args.num_classes);
                 let class_id = Global::<i32>::from_address(args.class_ids_at).load_nc(class_idx as usize);
                 let threshold = Global::<f32>::from_address(args.thresholds_at).load_nc(class_idx as usize);
                 let score = f32::from_bits(bits);
@@ -258,26 +262,34 @@ unsafe fn count_nonfinite_boxes(args: &SelectArgs, image: u32, counters: Shared<
     }
 }
 
-/// Lists the keys of all hits, as far as they fit, and counts them; counts non-finite logits.
+/// Lists the keys of all hits that are at least `last`, as far as they fit, and counts them. With `last` 0 these are all
+/// hits, and logits that are not finite are counted too.
 ///
 /// # Safety
 /// As [`select`].
 #[inline(always)]
-unsafe fn gather_hits(candidates: &Candidates, counters: Shared<u32>, list: Shared<u64>) {
+unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>, list: Shared<u64>) {
     let (mut nan, mut pos_inf, mut neg_inf) = (0, 0, 0);
     // SAFETY: the caller vouches for the logits; slots beyond the list are not written.
     unsafe {
         candidates.for_each(|k, logit, exists| {
-            nan += (exists && logit.is_nan()) as u32;
-            pos_inf += (exists && logit == f32::INFINITY) as u32;
-            neg_inf += (exists && logit == f32::NEG_INFINITY) as u32;
-            let is_hit = exists && candidates.is_hit(logit);
-            append(is_hit, || rank_key(candidates.score(logit), k), counters, list);
-        });
-        for (i, count) in [nan, pos_inf, neg_inf].into_iter().enumerate() {
-            if count > 0 {
-                counters.fetch_add(HEALTH + i as u32, count);
+            let mut key = 0;
+            if exists {
+                nan += logit.is_nan() as u32;
+                pos_inf += (logit == f32::INFINITY) as u32;
+                neg_inf += (logit == f32::NEG_INFINITY) as u32;
+                key = candidates.hit_key(logit, k);
             }
+            append(key != 0 && key >= last, key, counters, list);
+        });
+        if last == 0 && nan > 0 {
+            counters.fetch_add(HEALTH, nan);
+        }
+        if last == 0 && pos_inf > 0 {
+            counters.fetch_add(HEALTH + 1, pos_inf);
+        }
+        if last == 0 && neg_inf > 0 {
+            counters.fetch_add(HEALTH + 2, neg_inf);
         }
     }
 }
@@ -289,7 +301,7 @@ unsafe fn gather_hits(candidates: &Candidates, counters: Shared<u32>, list: Shar
 /// # Safety
 /// As [`select`].
 #[inline(always)]
-unsafe fn append(has_key: bool, key: impl FnOnce() -> u64, counters: Shared<u32>, list: Shared<u64>) {
+unsafe fn append(has_key: bool, key: u64, counters: Shared<u32>, list: Shared<u64>) {
     let voters = warp::warp_vote_ballot(FULL_MASK, has_key);
     if voters == 0 {
         return;
@@ -305,7 +317,7 @@ unsafe fn append(has_key: bool, key: impl FnOnce() -> u64, counters: Shared<u32>
     let slot = base + (voters & ((1 << lane) - 1)).count_ones();
     if has_key && slot < MAX_SELECT {
         // SAFETY: below the list's length; slots are distinct.
-        unsafe { list.store(slot, key()) };
+        unsafe { list.store(slot, key) };
     }
 }
 
@@ -339,9 +351,9 @@ unsafe fn radix_select(
             candidates.for_each(|k, logit, exists| {
                 let mut digit = 0;
                 let mut counts = false;
-                if exists && candidates.is_hit(logit) {
-                    let key = rank_key(candidates.score(logit), k);
-                    counts = shift == 56 || (key ^ prefix) >> (shift + 8) == 0;
+                if exists {
+                    let key = candidates.hit_key(logit, k);
+                    counts = key != 0 && (shift == 56 || (key ^ prefix) >> (shift + 8) == 0);
                     digit = (key >> shift) as u32 & 255;
                 }
                 // One atomic for each distinct digit of the warp: leading digits are nearly all the same.
@@ -368,7 +380,7 @@ unsafe fn radix_select(
                 sum += unsafe { histogram.load(first - i) };
                 i += 1;
             }
-            let inclusive = crate::scan::warp_inclusive_add(sum);
+            let inclusive = warp_inclusive_add(sum);
             let mut above = inclusive - sum;
             if above < remaining && remaining <= inclusive {
                 let mut digit = first;
@@ -397,31 +409,6 @@ unsafe fn radix_select(
         }
         shift -= 8;
         thread::sync_threads();
-    }
-}
-
-/// Lists the keys of all hits that are at least `last`; there are exactly `num_select` of them.
-///
-/// # Safety
-/// As [`select`].
-#[inline(always)]
-unsafe fn gather_from(candidates: &Candidates, last: u64, counters: Shared<u32>, list: Shared<u64>) {
-    thread::sync_threads();
-    if thread::thread_idx_x() == 0 {
-        // SAFETY: inside the counters.
-        unsafe { counters.store(LIST_LEN, 0) };
-    }
-    thread::sync_threads();
-    // SAFETY: the caller vouches for the logits.
-    unsafe {
-        candidates.for_each(|k, logit, exists| {
-            let mut key = 0;
-            if exists && candidates.is_hit(logit) {
-                key = rank_key(candidates.score(logit), k);
-            }
-            // No hit has the key 0: its low half is the inverse of an index below 2^31.
-            append(key != 0 && key >= last, || key, counters, list);
-        });
     }
 }
 

@@ -64,11 +64,7 @@ pub fn process(request: &Request<'_>, seed: u64) -> std::result::Result<Detectio
 }
 
 /// [`process`] with a given launch shape.
-pub fn process_shaped(
-    request: &Request<'_>,
-    seed: u64,
-    shape: Shape,
-) -> std::result::Result<Detections, Failure> {
+pub fn process_shaped(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
     match run(request, seed, shape) {
         Err(Failure::Error(Error::Capacity { needed, .. })) => {
             run(request, seed, Shape { mask_capacity: Some(needed as u32), ..shape })

@@ -462,10 +462,12 @@ pub struct DeviceBuffers {
     pub payload_at: u64,
 }
 
-/// The most rows of a mask window: the grid's, and those that negative pads add. In a real model a cell is about as
-/// large as four pixels of the frame, so a window has fewer rows than the image; four times as many are planned for.
+/// The most rows of a mask window: the grid's, and those that negative pads add. Where a cell is no finer than a pixel of
+/// the frame, as in every real model, a window has no more rows than the image, which `MAX_IMAGE_SIDE` bounds. Finer
+/// grids are planned for up to there; two rows are for the rounding of both pads.
 fn max_window_h(mask_h: usize, image_h: u32) -> u64 {
-    4 * u64::from(image_h) + mask_h as u64
+    let max = u64::from(packed::MAX_IMAGE_SIDE);
+    (mask_h as u64 * (u64::from(image_h) + 2)).min(max)
 }
 
 /// `FLAG_` bits of the options.
