@@ -41,8 +41,8 @@ fn exp(x: f32) -> f32 {
     (y * power(a)) * power(b)
 }
 
-/// Logits below this one (-88.72284) score exactly 0.
-pub const UNDERFLOW_LOGIT: f32 = f32::from_bits(0xc2b1_7218);
+/// The lowest logit with a score above 0 (-88.72283); those below score exactly 0.
+pub const UNDERFLOW_LOGIT: f32 = f32::from_bits(0xc2b1_7217);
 
 /// The score of a logit: `1 / (1 + exp(-logit))`, the same bits on every machine.
 ///
@@ -149,6 +149,7 @@ mod tests {
             let below = f32_from_ordered(ordered_from_f32(logit) - 1);
             assert!(sigmoid(below) <= threshold, "{below} is below {logit}, and above {threshold}");
         }
+        assert_eq!(min_logit(0.0), UNDERFLOW_LOGIT);
         // A boundary between the zeros would tell them apart, and floats do not.
         assert!(min_logit(0.499_999_97).is_sign_negative());
         assert_eq!(min_logit(-0.5), f32::NEG_INFINITY);
