@@ -298,6 +298,15 @@ proptest! {
         }
     }
 
+    /// The fused multiply-add, on which all mask bits rest, rounds once: against f64 rounded to odd, and `libm`.
+    #[test]
+    fn fused_multiply_add_rounds_once(a in any_float(), b in any_float(), c in any_float(), cancel in any::<bool>()) {
+        let c = if cancel { -(a * b) * (1.0 + c.clamp(-1.0, 1.0) * 1e-6) } else { c };
+        let got = f32::mul_add(a, b, c);
+        prop_assert!(same_bits(got, libm::fmaf(a, b, c)), "{} * {} + {}", a, b, c);
+        prop_assert!(same_bits(got, fma_by_rounding_to_odd(a, b, c)), "{} * {} + {} = {}", a, b, c, got);
+    }
+
     /// Pads, content and frame add up; the two affine maps are inverse to each other; JSON changes nothing.
     #[test]
     fn records_add_up(preprocessing in preprocessings(5000), at in (0.0..1.0f64, 0.0..1.0f64)) {
@@ -508,6 +517,7 @@ fn against_oracle(case: &RequestCase, judged: &mut Judged) -> Result<(), String>
     let (request, got) = (case.request().map_err(|error| error.to_string())?, case.reference());
     for (image, got) in got.images.iter().enumerate() {
         oracle::check_rows(&request, image, got, judged).map_err(|text| format!("images[{image}]: {text}"))?;
+        oracle::check_health(&request, image, got).map_err(|text| format!("images[{image}]: {text}"))?;
         let Some(geometry) = request.mask_geometry(image) else { continue };
         if case.options.mask_format == MaskFormat::GridLogits {
             continue;
@@ -592,6 +602,24 @@ fn without_ties_at_the_caps(mut case: RequestCase) -> RequestCase {
     case
 }
 
+/// `a * b + c` rounded once. The product is exact in f64; the sum is rounded to odd there, so that the second rounding
+/// sees which side of a boundary the exact sum lies on.
+fn fma_by_rounding_to_odd(a: f32, b: f32, c: f32) -> f32 {
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    // The error of the sum, exactly (Knuth).
+    let c_part = sum - product;
+    let error = (product - (sum - c_part)) + (c - c_part);
+    let is_even = sum.to_bits() & 1 == 0;
+    let odd = if error != 0.0 && is_even && sum.is_finite() {
+        let away = (error > 0.0) == (sum > 0.0);
+        f64::from_bits(if away { sum.to_bits() + 1 } else { sum.to_bits() - 1 })
+    } else {
+        sum
+    };
+    odd as f32
+}
+
 fn same_row(a: &rfdetr_post_core::DetectionRow, b: &rfdetr_post_core::DetectionRow) -> bool {
     let mut b = *b;
     let floats = a.xyxy.iter().zip(&b.xyxy).all(|(&x, &y)| same_bits(x, y)) && same_bits(a.confidence, b.confidence);
@@ -612,6 +640,11 @@ fn same_mask(a: Option<MaskRef<'_>>, b: Option<MaskRef<'_>>) -> bool {
 /// Counts of every magnitude.
 fn any_count() -> impl Strategy<Value = u32> {
     (any::<u32>(), 0u32..32).prop_map(|(bits, shift)| bits >> shift)
+}
+
+/// Floats of every magnitude, ordinary ones mostly.
+fn any_float() -> impl Strategy<Value = f32> {
+    prop_oneof![4 => -8.0..8.0f32, 1 => -1e-38..1e-38f32, 2 => any::<u32>().prop_map(f32::from_bits)]
 }
 
 /// Logits of every magnitude, special ones among them.

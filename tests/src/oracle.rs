@@ -57,10 +57,10 @@ impl std::ops::AddAssign for Judged {
 /// The score of a logit.
 pub fn score(logit: f32) -> f64 {
     let x = f64::from(logit);
-    // In f32, 1 + exp(-x) is 1 from here on, and exp(-x) overflows below (spec 3.2).
+    // In f32, 1 + exp(-x) is 1 from here on (spec 3.2), and where exp(-x) overflows, the score vanishes.
     if x >= 16.635_532 {
         1.0
-    } else if x < -88.722_84 {
+    } else if ((-x).exp() as f32).is_infinite() {
         0.0
     } else {
         1.0 / (1.0 + (-x).exp())
@@ -140,6 +140,42 @@ pub fn check_rows(
             .map_err(|text| format!("rows[{idx}].{text}"))?;
     }
     Ok(())
+}
+
+/// Checks the health record of one image.
+///
+/// Errors: what was counted wrong, in words.
+pub fn check_health(request: &Request<'_>, image: usize, got: &ImageDetections) -> Result<(), String> {
+    let shape = request.shape();
+    let tensors = request.tensors();
+    let values = |tensor: &rfdetr_post_core::Tensor<'_>, len: usize| -> Vec<f32> {
+        (image * len..(image + 1) * len).map(|idx| tensor.at(idx)).collect()
+    };
+    let logits = values(&tensors.logits, shape.num_queries * shape.num_classes);
+    let boxes = values(&tensors.boxes, shape.num_queries * 4);
+    let count = |values: &[f32], what: fn(&f32) -> bool| values.iter().filter(|x| what(x)).count() as u32;
+    let mut nonfinite_mask_logits = 0;
+    if request.mask_geometry(image).is_some() {
+        let oracle = Oracle::new(request, image);
+        let whole = request.options().mask_format == rfdetr_post_core::MaskFormat::GridLogits;
+        for row in &got.rows {
+            let grid = grid(request, image, row.query_idx as usize);
+            let seen = if whole { grid } else { oracle.cut(&grid) };
+            nonfinite_mask_logits += seen.iter().filter(|x| !x.is_finite()).count() as u32;
+        }
+    }
+    let expected = rfdetr_post_core::Health {
+        nan_logits: count(&logits, |x| x.is_nan()),
+        pos_inf_logits: count(&logits, |x| *x == f32::INFINITY),
+        neg_inf_logits: count(&logits, |x| *x == f32::NEG_INFINITY),
+        nonfinite_boxes: count(&boxes, |x| !x.is_finite()),
+        nonfinite_mask_logits,
+    };
+    if got.health == expected {
+        Ok(())
+    } else {
+        Err(format!("health is {:?}, the oracle has {expected:?}", got.health))
+    }
 }
 
 fn flat_idx(row: &rfdetr_post_core::DetectionRow, classes: usize) -> usize {
