@@ -1,0 +1,431 @@
+//! A slot: the buffers and the graph of one request in flight.
+//!
+//! # Protocol
+//!
+//! A slot is in the ring (free) or owned by one ticket. While its work is in flight the device writes `result`; the host
+//! reads the sequence number in its first word, and nothing else until that word says that all is written. The word is
+//! set to 0 before a launch and to [`SEQUENCE`] by the kernel, by a release store of system scope after everything else.
+
+use std::{
+    ffi::c_void,
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use cudarc::driver::sys;
+use rfdetr_post_core::{
+    ImageMeta,
+    packed::{INLINE_IMAGES, ImageRecord, MaskArgs, SelectArgs, shared},
+    plan::{DeviceBuffers, DeviceInputs, Plan},
+};
+
+use crate::{
+    LaunchMode, ResultPlace,
+    driver::{Context, DeviceBuffer, Event, Launch, OwnStream, PinnedBuffer, check, cu},
+    error::{Error, Result},
+};
+
+/// What the kernel writes into the result's first word.
+const SEQUENCE: u32 = 1;
+
+/// The entries of the module that a plan needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Functions {
+    pub select: sys::CUfunction,
+    pub masks: Option<sys::CUfunction>,
+    /// Whether the second kernel may begin before the first has ended.
+    pub overlaps: bool,
+}
+
+// SAFETY: function handles may be used from any thread, as long as their module is loaded.
+unsafe impl Send for Functions {}
+// SAFETY: as above.
+unsafe impl Sync for Functions {}
+
+/// Where the packed result is written.
+#[derive(Debug)]
+enum ResultBuffer {
+    /// Pinned host memory: the kernel's stores go over the bus, and the host waits on a word.
+    Host(PinnedBuffer),
+    /// Device memory, and the host's copy of it.
+    Device(DeviceBuffer, Vec<u8>),
+}
+
+/// A captured pair of launches.
+#[derive(Debug)]
+struct Graph {
+    graph: sys::CUgraph,
+    exec: sys::CUgraphExec,
+    select: sys::CUgraphNode,
+    masks: Option<sys::CUgraphNode>,
+    context: Arc<Context>,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: both were created in `capture`; the slot waited for its work. There is nobody to tell of an error.
+        let _ = self.context.with(|| unsafe {
+            cu!(cuGraphExecDestroy(self.exec))?;
+            cu!(cuGraphDestroy(self.graph))
+        });
+    }
+}
+
+/// The buffers and the graph of one request in flight.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    context: Arc<Context>,
+    functions: Functions,
+    work: DeviceBuffer,
+    result: ResultBuffer,
+    payload: Option<DeviceBuffer>,
+    staged_records: Option<PinnedBuffer>,
+    done: Event,
+    graph: Option<Graph>,
+    captured: Option<(SelectArgs, MaskArgs)>,
+    stream: sys::CUstream,
+    in_flight: bool,
+    /// The images of the request.
+    pub metas: Vec<ImageMeta>,
+}
+
+// SAFETY: the handles may be used from any thread, and a slot has one owner at a time.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    /// Allocates the buffers of `plan`, and uploads its column tables.
+    pub fn new(context: &Arc<Context>, plan: &Plan, functions: Functions, place: ResultPlace) -> Result<Self> {
+        let work = DeviceBuffer::new(context, plan.work.bytes as usize, "work")?;
+        work.clear()?;
+        let ids: Vec<u8> = plan.columns.class_ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
+        let thresholds: Vec<u8> = plan.columns.thresholds.iter().flat_map(|t| t.to_ne_bytes()).collect();
+        work.write(plan.work.columns as usize, &[ids, thresholds].concat())?;
+        let result_len = plan.result.bytes as usize;
+        let result = match place {
+            ResultPlace::Host => ResultBuffer::Host(PinnedBuffer::new(context, result_len, "result")?),
+            ResultPlace::Device => {
+                ResultBuffer::Device(DeviceBuffer::new(context, result_len, "result")?, vec![0; result_len])
+            }
+        };
+        let payload = match plan.payload_bytes {
+            0 => None,
+            bytes => Some(DeviceBuffer::new(context, bytes as usize, "payload")?),
+        };
+        let staged_records = match plan.spec.max_batch {
+            batch if batch > INLINE_IMAGES => {
+                Some(PinnedBuffer::new(context, batch * size_of::<ImageRecord>(), "records")?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            context: context.clone(),
+            functions,
+            work,
+            result,
+            payload,
+            staged_records,
+            done: Event::new(context)?,
+            graph: None,
+            captured: None,
+            stream: ptr::null_mut(),
+            in_flight: false,
+            metas: Vec::with_capacity(plan.spec.max_batch),
+        })
+    }
+
+    /// Bytes of device memory.
+    pub fn device_bytes(&self) -> u64 {
+        let result = match &self.result {
+            ResultBuffer::Host(_) => 0,
+            ResultBuffer::Device(buffer, _) => buffer.len(),
+        };
+        (self.work.len() + result + self.payload.as_ref().map_or(0, DeviceBuffer::len)) as u64
+    }
+
+    fn buffers(&self) -> DeviceBuffers {
+        DeviceBuffers {
+            work_at: self.work.address(),
+            result_at: match &self.result {
+                ResultBuffer::Host(buffer) => buffer.device_address(),
+                ResultBuffer::Device(buffer, _) => buffer.address(),
+            },
+            payload_at: self.payload.as_ref().map_or(0, DeviceBuffer::address),
+        }
+    }
+
+    /// Addresses of result and payload on the device.
+    pub fn addresses(&self) -> (u64, u64) {
+        let buffers = self.buffers();
+        (buffers.result_at, buffers.payload_at)
+    }
+
+    /// Launches a request. The slot must not be in flight.
+    ///
+    /// # Safety
+    /// `inputs` stay alive and unchanged until the work has ended, and fit the plan and `metas`.
+    pub unsafe fn launch(
+        &mut self,
+        plan: &Plan,
+        inputs: &DeviceInputs,
+        metas: &[ImageMeta],
+        stream: sys::CUstream,
+        mode: LaunchMode,
+    ) -> Result<()> {
+        debug_assert!(!self.in_flight, "a slot has one request at a time");
+        let is_same = self.metas == metas;
+        if !is_same {
+            self.metas.clear();
+            self.metas.extend_from_slice(metas);
+        }
+        let records = plan.records(metas);
+        let (select, masks) = plan.args(inputs, &self.buffers(), &records, SEQUENCE);
+        if let ResultBuffer::Host(buffer) = &self.result {
+            // SAFETY: the first word of the buffer; nothing is in flight that could write it.
+            unsafe { AtomicU32::from_ptr(buffer.host().cast()) }.store(0, Ordering::Release);
+        }
+        self.stream = stream;
+        let context = self.context.clone();
+        let is_empty = metas.is_empty();
+        self.in_flight = !is_empty;
+        context.with(|| {
+            if is_empty {
+                return Ok(());
+            }
+            if records.len() > INLINE_IMAGES {
+                self.upload_records(plan, &records, stream)?;
+            }
+            match mode {
+                LaunchMode::Stream => {
+                    let (first, second) = self.launches(plan, metas.len());
+                    // SAFETY: the caller vouches for the inputs; the slot owns everything else.
+                    unsafe {
+                        first.on(stream, &select)?;
+                        if let Some(second) = second {
+                            second.on(stream, &masks)?;
+                        }
+                    }
+                }
+                LaunchMode::Graph => {
+                    self.prepare_graph(plan, metas.len(), &select, &masks)?;
+                    let exec = self.graph.as_ref().map_or(ptr::null_mut(), |graph| graph.exec);
+                    // SAFETY: as above; the graph's arguments are the request's.
+                    unsafe { cu!(cuGraphLaunch(exec, stream))? };
+                }
+            }
+            if matches!(self.result, ResultBuffer::Device(..)) {
+                // SAFETY: the event is the slot's.
+                unsafe { cu!(cuEventRecord(self.done.handle(), stream))? };
+            }
+            Ok(())
+        })
+    }
+
+    fn upload_records(&self, plan: &Plan, records: &[ImageRecord], stream: sys::CUstream) -> Result<()> {
+        let Some(staged) = &self.staged_records else { return Ok(()) };
+        let bytes: &[u8] = bytemuck::cast_slice(records);
+        let address = self.work.address() + plan.work.records;
+        // SAFETY: the plan sized both for `max_batch` records; the last copy from here ended with the last request.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), staged.host(), bytes.len().min(staged.len()));
+            cu!(cuMemcpyHtoDAsync_v2(address, staged.host().cast::<c_void>(), bytes.len(), stream))
+        }
+    }
+
+    fn launches(&self, plan: &Plan, batch: usize) -> (Launch, Option<Launch>) {
+        let first = Launch {
+            function: self.functions.select,
+            grid: plan.select_grid(batch),
+            block: plan.limits.select_threads,
+            shared_bytes: shared::select::BYTES,
+            overlaps: false,
+        };
+        let second = self.functions.masks.zip(plan.mask_kernel).map(|(function, kernel)| Launch {
+            function,
+            grid: plan.mask_grid,
+            block: plan.limits.mask_threads,
+            shared_bytes: kernel.shared_bytes(),
+            overlaps: self.functions.overlaps,
+        });
+        (first, second)
+    }
+
+    /// Makes sure that the slot's graph has these arguments. Captured once; later only what differs is set.
+    fn prepare_graph(&mut self, plan: &Plan, batch: usize, select: &SelectArgs, masks: &MaskArgs) -> Result<()> {
+        let (first, second) = self.launches(plan, batch);
+        let Some(graph) = &self.graph else {
+            self.graph = Some(capture(&self.context, &first, second.as_ref(), select, masks)?);
+            self.captured = Some((*select, *masks));
+            return Ok(());
+        };
+        if let Some((old_select, old_masks)) = &self.captured {
+            // Compared as bytes: a NaN bound is equal to itself.
+            if bytemuck::bytes_of(old_select) != bytemuck::bytes_of(select) {
+                // SAFETY: the node launches this kernel, which takes this record.
+                unsafe { set_node(graph, graph.select, &first, select)? };
+            }
+            if let (Some(node), Some(second)) = (graph.masks, &second)
+                && bytemuck::bytes_of(old_masks) != bytemuck::bytes_of(masks)
+            {
+                // SAFETY: as above.
+                unsafe { set_node(graph, node, second, masks)? };
+            }
+        }
+        self.captured = Some((*select, *masks));
+        Ok(())
+    }
+
+    /// Whether the work has ended.
+    ///
+    /// Errors: what the stream says.
+    pub fn is_ready(&mut self) -> Result<bool> {
+        if !self.in_flight {
+            return Ok(true);
+        }
+        let ended = match &self.result {
+            ResultBuffer::Host(buffer) => {
+                // SAFETY: the first word of the buffer, written by the device only.
+                unsafe { AtomicU32::from_ptr(buffer.host().cast()) }.load(Ordering::Acquire) == SEQUENCE
+            }
+            ResultBuffer::Device(..) => {
+                let handle = self.done.handle();
+                // SAFETY: the event was recorded by the launch.
+                let status = self.context.with(|| Ok(unsafe { sys::cuEventQuery(handle) }))?;
+                if status != sys::CUresult::CUDA_ERROR_NOT_READY {
+                    check("cuEventQuery", status)?;
+                }
+                status == sys::CUresult::CUDA_SUCCESS
+            }
+        };
+        self.in_flight = !ended;
+        Ok(ended)
+    }
+
+    /// Waits until the work has ended, and returns the packed result and its images.
+    ///
+    /// Errors: what the stream says.
+    pub fn wait(&mut self, len: usize) -> Result<(&[u8], &[ImageMeta])> {
+        let mut spins = 0u32;
+        while !self.is_ready()? {
+            spins += 1;
+            if spins.is_multiple_of(4096) {
+                self.check_stream()?;
+            }
+            std::hint::spin_loop();
+        }
+        let bytes = match &mut self.result {
+            // SAFETY: the device has written everything, and writes nothing until the next launch, which needs the slot.
+            ResultBuffer::Host(buffer) => unsafe { std::slice::from_raw_parts(buffer.host(), len) },
+            ResultBuffer::Device(buffer, copy) => {
+                buffer.read(0, copy)?;
+                copy
+            }
+        };
+        Ok((bytes, &self.metas))
+    }
+
+    /// An error if the stream has one, or if it is idle and the result still missing.
+    fn check_stream(&mut self) -> Result<()> {
+        let stream = self.stream;
+        // SAFETY: the caller keeps the stream alive while a ticket waits.
+        let status = self.context.with(|| Ok(unsafe { sys::cuStreamQuery(stream) }))?;
+        if status == sys::CUresult::CUDA_ERROR_NOT_READY {
+            return Ok(());
+        }
+        check("cuStreamQuery", status)?;
+        if self.is_ready()? {
+            return Ok(());
+        }
+        Err(Error::Driver {
+            call: "rfdetr-post kernels",
+            code: 0,
+            name: "ended without a result".to_string(),
+            is_sticky: false,
+        })
+    }
+
+    /// Copies the payload to the host; waits.
+    pub fn read_payload(&self, ranges: &[(usize, usize)], payload: &mut [u8]) -> Result<()> {
+        let Some(buffer) = &self.payload else { return Ok(()) };
+        ranges.iter().try_for_each(|&(start, end)| buffer.read(start, &mut payload[start..end]))
+    }
+
+    /// Records an event behind everything that is on the slot's stream now.
+    pub fn record_event(&self) -> Result<sys::CUevent> {
+        // SAFETY: the event is the slot's; the caller keeps the stream alive.
+        self.context.with(|| unsafe { cu!(cuEventRecord(self.done.handle(), self.stream)) })?;
+        Ok(self.done.handle())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.in_flight {
+            // The stream may be gone by now, so the whole context is waited for. There is nobody to tell of an error.
+            // SAFETY: the context is alive.
+            let _ = self.context.with(|| unsafe { cu!(cuCtxSynchronize()) });
+        }
+    }
+}
+
+/// Captures both launches into a graph.
+fn capture(
+    context: &Arc<Context>,
+    first: &Launch,
+    second: Option<&Launch>,
+    select: &SelectArgs,
+    masks: &MaskArgs,
+) -> Result<Graph> {
+    let stream = OwnStream::new(context)?;
+    let (mut graph, mut exec) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: capture runs nothing; the stream is ours; the arguments are copied.
+    unsafe {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        cu!(cuStreamBeginCapture_v2(stream.handle(), mode))?;
+        let launched = first
+            .on(stream.handle(), select)
+            .and_then(|()| second.map_or(Ok(()), |second| second.on(stream.handle(), masks)));
+        let ended = cu!(cuStreamEndCapture(stream.handle(), &mut graph));
+        launched.and(ended)?;
+        cu!(cuGraphInstantiateWithFlags(&mut exec, graph, 0))?;
+    }
+    let mut nodes = [ptr::null_mut(); 2];
+    let mut count = nodes.len();
+    // SAFETY: the graph has one node a launch, at most two.
+    unsafe { cu!(cuGraphGetNodes(graph, nodes.as_mut_ptr(), &mut count))? };
+    let mut captured = Graph { graph, exec, select: nodes[0], masks: None, context: context.clone() };
+    for &node in &nodes[..count] {
+        // SAFETY: zeros are a valid value of this plain record; every node is a kernel's.
+        let function = unsafe {
+            let mut params: sys::CUDA_KERNEL_NODE_PARAMS = std::mem::zeroed();
+            cu!(cuGraphKernelNodeGetParams_v2(node, &mut params))?;
+            params.func
+        };
+        if function == first.function {
+            captured.select = node;
+        } else {
+            captured.masks = Some(node);
+        }
+    }
+    Ok(captured)
+}
+
+/// Sets arguments and dimensions of a node.
+///
+/// # Safety
+/// The node launches `launch.function`, which takes `args`.
+unsafe fn set_node<A: Copy>(graph: &Graph, node: sys::CUgraphNode, launch: &Launch, args: &A) -> Result<()> {
+    let mut kernel_params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
+    // SAFETY: zeros are a valid value of this plain record; the driver copies the arguments.
+    unsafe {
+        let mut params: sys::CUDA_KERNEL_NODE_PARAMS = std::mem::zeroed();
+        params.func = launch.function;
+        (params.gridDimX, params.gridDimY, params.gridDimZ) = (launch.grid, 1, 1);
+        (params.blockDimX, params.blockDimY, params.blockDimZ) = (launch.block, 1, 1);
+        params.sharedMemBytes = launch.shared_bytes;
+        params.kernelParams = kernel_params.as_mut_ptr();
+        cu!(cuGraphExecKernelNodeSetParams_v2(graph.exec, node, &params))
+    }
+}
