@@ -2,7 +2,8 @@
 //!
 //! ```sh
 //! cargo run --release -p rfdetr-post-cpu --example compare -- --python python3
-//! cargo run --release -p rfdetr-post-cpu --example compare -- --only nano-rle --repeats 1000
+//! cargo run --release -p rfdetr-post-cpu --example compare -- --only nano-rle --repeats 10
+//! valgrind --tool=callgrind compare --only nano-rle --fixed 10
 //! ```
 //!
 //! Without `--python` only our own times are taken. Peers are the scripts in `crates/rfdetr-post/bench`.
@@ -35,6 +36,9 @@ fn cases() -> Vec<Case> {
     let boxes = Scene { queries: 300, side: 0, ..NANO };
     vec![
         case("nano-rle", NANO, MaskFormat::Rle, 15),
+        case("nano-counts", NANO, MaskFormat::Counts, 0),
+        case("nano-grid", NANO, MaskFormat::GridLogits, 0),
+        case("nano-none", NANO, MaskFormat::None, 0),
         case("nano-dense", NANO, MaskFormat::Dense, 15),
         case("nano-packed", NANO, MaskFormat::BitPacked, 0),
         case("nano-noise-rle", Scene { noise: true, ..NANO }, MaskFormat::Rle, 5),
@@ -112,6 +116,16 @@ fn main() {
             checksum = answer.images.iter().flat_map(|i| &i.rows).map(|r| u64::from(r.mask_area)).sum();
             timed
         };
+        if let Some(fixed) = option("--fixed").and_then(|s| s.parse().ok()) {
+            // So many calls and nothing else, for callgrind: the difference of two runs is the cost of the calls.
+            let level = option("--simd").and_then(|s| SimdLevel::available().into_iter().find(|l| l.name() == s));
+            let config = CpuConfig { threads: Threads::One, simd: level };
+            let mut processor = CpuPostprocessor::new(config).expect("levels of this machine");
+            for _ in 0..fixed {
+                processor.process_into(black_box(&request), &mut answer).expect("an answer");
+            }
+            continue;
+        }
         let mut rows = Vec::new();
         for simd in SimdLevel::available() {
             let timed = ours(CpuConfig { threads: Threads::One, simd: Some(simd) });
@@ -133,7 +147,8 @@ fn main() {
             show(who, *timed, best);
         }
         let detections: usize = answer.images.iter().map(|i| i.len()).sum();
-        println!("{},# {detections} detections; {checksum} foreground pixels", case.name);
+        let counts: u64 = answer.images.iter().flat_map(|i| &i.rows).map(|r| u64::from(r.num_counts)).sum();
+        println!("{},# {detections} detections; {checksum} foreground pixels; {counts} counts", case.name);
         let Some(python) = python.as_deref().filter(|_| case.peer_repeats > 0) else { continue };
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let file = folder.join("inputs.safetensors");

@@ -78,7 +78,7 @@ pub(crate) fn transpose_rows(rows: &[u64], words: usize, height: usize, width: u
 /// Pushes the toggles of a column of bits; the first bit lies at `position`.
 #[inline(always)]
 pub(crate) fn push_toggles(column: &[u64], height: usize, position: u32, toggles: &mut Toggles) {
-    toggles.reserve(height + 1);
+    let mut toggles = toggles.cursor(height + 1);
     let mut carry = 0;
     for (i, &bits) in column.iter().enumerate() {
         let mut changes = bits ^ (bits << 1 | carry);
@@ -95,6 +95,7 @@ pub(crate) fn push_toggles(column: &[u64], height: usize, position: u32, toggles
     if carry != 0 {
         toggles.push(position + height as u32);
     }
+    toggles.keep();
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ use crate::{
     axis::{Axis, Groups},
     bits,
     grid::Window,
-    runs::Toggles,
+    runs::{Cursor, Toggles},
     simd::{Isa, LANES},
 };
 
@@ -62,6 +62,9 @@ const MAX_GROUP: usize = 240;
 /// Groups whose weights are more than this are searched, not counted.
 const MAX_COUNTED: usize = 4 * LANES;
 
+/// Bytes of a dense mask that are set to zero in one piece.
+const CLEARED_AT_ONCE: usize = 1 << 18;
+
 /// Buffers that live from one mask to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Crossings {
@@ -69,6 +72,8 @@ pub(crate) struct Crossings {
     columns: Vec<u64>,
     /// Rows that change at a pixel of the group.
     flips: Vec<u64>,
+    /// Changes down the columns of the group, see [`Resolve`].
+    events: Vec<u32>,
     /// For each column of the canvas (after [`MARGIN`]): its threshold in the current group of rows.
     thresholds: Vec<u8>,
     /// Whether a column is foreground from its threshold on, instead of before it.
@@ -83,20 +88,66 @@ const MARGIN: usize = 64;
 pub(crate) struct Grouped<'a> {
     columns: &'a Groups,
     rows: &'a Groups,
-    size: (usize, usize),
 }
 
 impl<'a> Grouped<'a> {
     /// None if the window or the axes need the plain way.
     #[inline(always)]
     pub(crate) fn new(window: &Window, [columns, rows]: [&'a Axis; 2]) -> Option<Self> {
-        let size = (columns.n_out, rows.n_out);
         let (columns, rows) = (columns.groups.as_ref()?, rows.groups.as_ref()?);
-        (window.ordinary && window.n_h < MAX_WORDS * 64 && rows.largest <= MAX_GROUP).then_some(Self {
-            columns,
-            rows,
-            size,
-        })
+        let fits = window.n_h < MAX_WORDS * 64 && rows.largest <= MAX_GROUP && columns.largest < 1 << 22;
+        (window.ordinary && fits).then_some(Self { columns, rows })
+    }
+}
+
+/// Turns the events of one group of columns into toggles. An event is a column of the group, a row of cells whose sign
+/// differs from that of the row above, and whether it is the positive one. The outside is negative, so the first row
+/// and the end of the last row have events too; the groups of rows there see one row only, of one sign, and the
+/// formulas below give the first pixel and the end of the content without a special case.
+struct Resolve<'a> {
+    cells: &'a [f32],
+    stride: usize,
+    n_h: usize,
+    /// Columns of the cells of this group.
+    rounded: usize,
+    fused: usize,
+    weights_rounded: &'a [f32],
+    weights_fused: &'a [f32],
+    rows: &'a Groups,
+    canvas_h: u32,
+    /// Position of the first pixel of the group's first column.
+    position: u32,
+}
+
+impl Resolve<'_> {
+    /// `ONE_VECTOR`: groups of rows have at most 16 rows. `LOWER_FIRST`: as in the groups of rows.
+    #[inline(always)]
+    fn push<I: Isa, const ONE_VECTOR: bool, const LOWER_FIRST: bool>(
+        &self,
+        isa: I,
+        events: &[u32],
+        toggles: &mut Cursor<'_>,
+    ) {
+        let Self { cells, stride, n_h, rounded, fused, weights_rounded, weights_fused, rows, canvas_h, position } =
+            *self;
+        let (rows_rounded, rows_fused) = (rows.rounded.as_chunks::<LANES>().0, rows.fused.as_chunks::<LANES>().0);
+        let starts = &rows.starts[..n_h + 2];
+        for &event in events {
+            let (x, row, rises) = ((event >> 10) as usize, (event >> 1 & 0x1ff) as usize, event & 1 != 0);
+            let (wr, wf) = (weights_rounded[x], weights_fused[x]);
+            let above = &cells[row.saturating_sub(1) * stride..];
+            let below = &cells[row.min(n_h - 1) * stride..];
+            let above = above[fused].mul_add(wf, above[rounded] * wr);
+            let below = below[fused].mul_add(wf, below[rounded] * wr);
+            let (a, b) = if LOWER_FIRST { (above, below) } else { (below, above) };
+            let positive = if ONE_VECTOR {
+                isa.count_positive(a, b, &rows_rounded[row], &rows_fused[row])
+            } else {
+                count(isa, rows, row, a, b) as u32
+            };
+            let (from, to) = (starts[row] + positive, starts[row + 1] - positive);
+            toggles.push(position + x as u32 * canvas_h + if rises { to } else { from });
+        }
     }
 }
 
@@ -154,82 +205,117 @@ impl Crossings {
         &mut self,
         isa: I,
         window: &Window,
-        Grouped { columns, rows, size }: Grouped<'_>,
+        Grouped { columns, rows }: Grouped<'_>,
         geometry: &MaskGeometry,
         toggles: &mut Toggles,
     ) {
         let (n_w, n_h) = (window.n_w, window.n_h);
         let tall = n_h.div_ceil(64);
         self.flips.clear();
-        self.flips.resize(columns.stride * WORDS, 0);
-        let canvas_h = geometry.canvas.height;
+        self.flips.resize(columns.largest * WORDS, 0);
+        // Bits of a column: one for each row, and one for what comes after the last.
+        let room = columns.largest * (n_h + 1);
+        if self.events.len() < room {
+            self.events.resize(room, 0);
+        }
         let mut next: [u64; WORDS] = signs_of(&self.columns, 0, tall);
         for k in 0..=n_w {
             let lower = next;
             next = signs_of(&self.columns, k.min(n_w - 1), tall);
             let (x0, x1) = columns.pixels(k);
-            if x0 == x1 || (0..WORDS).all(|w| lower[w] | next[w] == 0) {
+            let mut any = 0;
+            for w in 0..WORDS {
+                any |= lower[w] | next[w];
+            }
+            if x0 == x1 || any == 0 {
                 continue;
             }
-            let (rounded, fused) = columns.cells(k, n_w);
-            // Rows whose sign changes inside the group, at the pixel where it does.
-            let mut any_flips = false;
-            for w in 0..WORDS {
-                let mut differ = lower[w] ^ next[w];
-                any_flips |= differ != 0;
-                while differ != 0 {
-                    let bit = differ & differ.wrapping_neg();
-                    let cells = &window.cells[(w * 64 + differ.trailing_zeros() as usize) * window.stride..];
-                    let positive = count(isa, columns, k, cells[rounded], cells[fused]);
-                    let at = if lower[w] & bit != 0 { positive } else { x1 - x0 - positive };
-                    if at < x1 - x0 {
-                        self.flips[at * WORDS + w] ^= bit;
-                    }
-                    differ ^= bit;
+            let cells = columns.cells(k, n_w);
+            let any_flips = self.find_flips(isa, window, columns, k, &lower, &next);
+            let num_events = self.find_events(x1 - x0, lower, any_flips);
+            let mut cursor = toggles.cursor(num_events);
+            let group = k * columns.stride..k * columns.stride + (x1 - x0);
+            let resolve = Resolve {
+                cells: &window.cells,
+                stride: window.stride,
+                n_h,
+                rounded: cells.0,
+                fused: cells.1,
+                weights_rounded: &columns.rounded[group.clone()],
+                weights_fused: &columns.fused[group],
+                rows,
+                canvas_h: geometry.canvas.height,
+                position: (geometry.offset_x + x0 as u32) * geometry.canvas.height + geometry.offset_y,
+            };
+            let events = &self.events[..num_events];
+            match (rows.stride == LANES, rows.lower_first) {
+                (true, true) => resolve.push::<I, true, true>(isa, events, &mut cursor),
+                (true, false) => resolve.push::<I, true, false>(isa, events, &mut cursor),
+                (false, true) => resolve.push::<I, false, true>(isa, events, &mut cursor),
+                (false, false) => resolve.push::<I, false, false>(isa, events, &mut cursor),
+            }
+            cursor.keep();
+        }
+    }
+
+    /// Notes the rows whose sign changes inside group `k` of columns at the pixel where it does. Returns whether there
+    /// are any.
+    #[inline(always)]
+    fn find_flips<I: Isa, const WORDS: usize>(
+        &mut self,
+        isa: I,
+        window: &Window,
+        columns: &Groups,
+        k: usize,
+        lower: &[u64; WORDS],
+        upper: &[u64; WORDS],
+    ) -> bool {
+        let (x0, x1) = columns.pixels(k);
+        let (rounded, fused) = columns.cells(k, window.n_w);
+        let mut any = 0;
+        for w in 0..WORDS {
+            let mut differ = lower[w] ^ upper[w];
+            any |= differ;
+            while differ != 0 {
+                let bit = differ & differ.wrapping_neg();
+                let cells = &window.cells[(w * 64 + differ.trailing_zeros() as usize) * window.stride..];
+                let positive = count(isa, columns, k, cells[rounded], cells[fused]);
+                let at = if lower[w] & bit != 0 { positive } else { x1 - x0 - positive };
+                if at < x1 - x0 {
+                    self.flips[at * WORDS + w] ^= bit;
+                }
+                differ ^= bit;
+            }
+        }
+        any != 0
+    }
+
+    /// Lists the changes down each of the `width` columns of a group, and uses up its flips. Returns their number.
+    #[inline(always)]
+    fn find_events<const WORDS: usize>(&mut self, width: usize, mut signs: [u64; WORDS], any_flips: bool) -> usize {
+        let mut num_events = 0;
+        for x in 0..width {
+            if any_flips {
+                let flips = &mut self.flips[x * WORDS..(x + 1) * WORDS];
+                for w in 0..WORDS {
+                    signs[w] ^= flips[w];
+                    flips[w] = 0;
                 }
             }
-            toggles.reserve((x1 - x0) * (n_h + 2));
-            let weights = k * columns.stride..k * columns.stride + (x1 - x0);
-            let weights = columns.rounded[weights.clone()].iter().zip(&columns.fused[weights]);
-            let mut signs = lower;
-            for ((x, (&wr, &wf)), flips) in (x0..x1).zip(weights).zip(self.flips.as_chunks_mut::<WORDS>().0) {
-                if any_flips {
-                    for w in 0..WORDS {
-                        signs[w] ^= flips[w];
-                    }
-                    *flips = [0; WORDS];
-                }
-                let base = (geometry.offset_x + x as u32) * canvas_h + geometry.offset_y;
-                if signs[0] & 1 != 0 {
-                    toggles.push(base);
-                }
-                let mut carry = signs[0] & 1;
-                for w in 0..WORDS {
-                    let mut changes = signs[w] ^ (signs[w] << 1 | carry);
-                    carry = signs[w] >> 63;
-                    if w == n_h / 64 {
-                        // The change after the last row lies at the end of the content, see below.
-                        changes &= !(1 << (n_h % 64));
-                    }
-                    while changes != 0 {
-                        let row = w * 64 + changes.trailing_zeros() as usize;
-                        let falls = signs[w] & (changes & changes.wrapping_neg()) == 0;
-                        changes &= changes - 1;
-                        let cells = &window.cells[(row - 1) * window.stride..][..2 * window.stride];
-                        let (above, below) = cells.split_at(window.stride);
-                        let above = above[fused].mul_add(wf, above[rounded] * wr);
-                        let below = below[fused].mul_add(wf, below[rounded] * wr);
-                        let (a, b) = if rows.lower_first { (above, below) } else { (below, above) };
-                        let positive = count(isa, rows, row, a, b) as u32;
-                        let y = if falls { rows.starts[row] + positive } else { rows.starts[row + 1] - positive };
-                        toggles.push(base + y);
-                    }
-                }
-                if signs[(n_h - 1) / 64] >> ((n_h - 1) % 64) & 1 != 0 {
-                    toggles.push(base + size.1 as u32);
+            let mut carry = 0;
+            for (w, &sign) in signs.iter().enumerate() {
+                let mut changes = sign ^ (sign << 1 | carry);
+                carry = sign >> 63;
+                while changes != 0 {
+                    let bit = changes.trailing_zeros();
+                    let rises = (sign >> bit) as u32 & 1;
+                    self.events[num_events] = (x as u32) << 10 | (w as u32 * 64 + bit) << 1 | rises;
+                    num_events += 1;
+                    changes &= changes - 1;
                 }
             }
         }
+        num_events
     }
 
     /// Computes the thresholds of the columns in group `k` of rows. Returns the columns of the content that may be
@@ -312,24 +398,30 @@ impl Crossings {
         self.make_room(geometry);
         let width = geometry.canvas.width as usize;
         let (offset_x, offset_y) = (geometry.offset_x as usize, geometry.offset_y as usize);
-        // Everything before it is written.
-        let mut done = 0;
+        // Zeros go first and in large pieces, for which machines have faster ways than for what is left of a row; the
+        // pieces are small enough to be in the cache still when the foreground is written. Everything before it is
+        // zero or written.
+        let mut cleared = 0;
         for k in 0..=window.n_h {
             let (y0, y1) = grouped.rows.pixels(k);
             if y0 == y1 {
                 continue;
             }
             let Some((x0, x1)) = self.thresholds(isa, window, grouped, k, offset_x) else { continue };
+            let end = (offset_y + y1) * width;
+            if cleared < end {
+                let to = out.len().min(end.max(cleared + CLEARED_AT_ONCE));
+                out[cleared..to].fill(0);
+                cleared = to;
+            }
             let at = MARGIN + offset_x + x0..MARGIN + offset_x + x1;
             let (thresholds, reversed) = (&self.thresholds[at.clone()], &self.reversed[at]);
             for y in y0..y1 {
                 let start = (offset_y + y) * width + offset_x;
-                out[done..start + x0].fill(0);
-                done = start + x1;
-                write_row((y - y0) as u8, thresholds, reversed, &mut out[start + x0..done]);
+                write_row((y - y0) as u8, thresholds, reversed, &mut out[start + x0..start + x1]);
             }
         }
-        out[done..].fill(0);
+        out[cleared..].fill(0);
     }
 
     /// Writes the mask as bits, each row in whole words.

@@ -8,9 +8,6 @@ use crate::{
     widen::widen,
 };
 
-/// Magnitudes outside 2^-40..2^100 (and not zero) are not ordinary: products of them may leave the range of f32.
-const ORDINARY: core::ops::Range<u32> = (127 - 40) << 23..(127 + 100) << 23;
-
 /// The cells of one mask, widened to f32; cells outside the grid are zero (spec 5.1).
 #[derive(Debug, Default)]
 pub(crate) struct Window {
@@ -28,6 +25,8 @@ pub(crate) struct Window {
     pub(crate) signs: Vec<u64>,
     /// Number of cells that are NaN or infinite.
     pub(crate) num_nonfinite: u32,
+    /// What the cells were last cut from; outside the grid they are still zero then.
+    cut: Option<(usize, usize, MaskWindow)>,
     /// Whether all cells are ordinary numbers: zero, or of a magnitude in 2^-40..2^100.
     pub(crate) ordinary: bool,
 }
@@ -42,9 +41,10 @@ impl Window {
         self.stride = self.n_w.next_multiple_of(LANES);
         self.words = self.n_w.div_ceil(64);
         let base = (image * request.shape().num_queries + query) * mask_h * mask_w;
-        // Only padding and zeros survive a change of the shape; they are rewritten below where they matter.
-        self.cells.clear();
-        self.cells.resize(self.n_h * self.stride, 0.0);
+        if self.cut.replace((mask_h, mask_w, *at)) != Some((mask_h, mask_w, *at)) {
+            self.cells.clear();
+            self.cells.resize(self.n_h * self.stride, 0.0);
+        }
         self.signs.clear();
         self.signs.resize(self.n_h * self.words, 0);
         let (x0, x1) = (at.x.max(0), (at.x + at.width).min(mask_w as i64));
@@ -70,11 +70,7 @@ fn scan<I: Isa>(isa: I, row: &[f32], signs: &mut [u64]) -> bool {
     for (i, values) in row.as_chunks::<LANES>().0.iter().enumerate() {
         let first = i * LANES;
         signs[first / 64] |= u64::from(isa.positive_mask(values)) << (first % 64);
-        for v in values {
-            let magnitude = v.to_bits() & 0x7fff_ffff;
-            let outside = magnitude.wrapping_sub(ORDINARY.start) > ORDINARY.end - ORDINARY.start;
-            unusual |= u32::from(outside) & u32::from(magnitude != 0);
-        }
+        unusual |= isa.unusual_mask(values);
     }
     unusual != 0
 }

@@ -21,22 +21,15 @@ impl Toggles {
         self.last = 0;
     }
 
-    /// Makes room for `additional` toggles.
+    /// A place to push up to `room` toggles.
     #[inline(always)]
-    pub(crate) fn reserve(&mut self, additional: usize) {
-        let needed = self.last + 1 + additional;
+    pub(crate) fn cursor(&mut self, room: usize) -> Cursor<'_> {
+        let needed = self.last + 1 + room;
         if self.slots.len() < needed {
             self.slots.resize(needed.next_power_of_two(), 0);
         }
-    }
-
-    /// Adds a change at `position`; two changes at one position cancel. That merges a run which ends at the bottom of a
-    /// column with one that starts at the top of the next. Room must have been reserved.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, position: u32) {
-        let cancels = self.slots[self.last] == position;
-        self.slots[self.last + 1] = position;
-        self.last = if cancels { self.last - 1 } else { self.last + 1 };
+        let (idx, top) = (self.last, self.slots[self.last]);
+        Cursor { slots: &mut self.slots, last: &mut self.last, idx, top }
     }
 
     /// Ends the mask: what changes after its last pixel does not count.
@@ -50,6 +43,37 @@ impl Toggles {
     #[inline(always)]
     pub(crate) fn get(&self) -> &[u32] {
         &self.slots[1..self.last + 1]
+    }
+}
+
+/// The end of the list, in registers: through memory, each push would wait for the one before.
+pub(crate) struct Cursor<'a> {
+    slots: &'a mut [u32],
+    last: &'a mut usize,
+    idx: usize,
+    /// `slots[idx]`.
+    top: u32,
+}
+
+impl Cursor<'_> {
+    /// Adds a change at `position`; two changes at one position cancel. That merges a run which ends at the bottom of a
+    /// column with one that starts at the top of the next.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, position: u32) {
+        if position == self.top {
+            self.idx -= 1;
+            self.top = self.slots[self.idx];
+        } else {
+            self.idx += 1;
+            self.slots[self.idx] = position;
+            self.top = position;
+        }
+    }
+
+    /// Keeps what was pushed.
+    #[inline(always)]
+    pub(crate) fn keep(self) {
+        *self.last = self.idx;
     }
 }
 

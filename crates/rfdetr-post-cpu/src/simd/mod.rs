@@ -23,6 +23,12 @@ use crate::SimdLevel;
 /// Number of lanes that kernels work in. Tables are padded to it.
 pub(crate) const LANES: usize = 16;
 
+/// Bits of the smallest ordinary magnitude, 2^-40.
+pub(crate) const ORDINARY_MIN: u32 = (127 - 40) << 23;
+
+/// Number of ordinary magnitudes, as bits: up to 2^100.
+pub(crate) const ORDINARY_RANGE: u32 = 140 << 23;
+
 /// A piece of work that is compiled once for each instruction set.
 pub(crate) trait Kernel {
     /// What it returns.
@@ -42,6 +48,9 @@ pub(crate) trait Isa: Copy + Send + Sync {
 
     /// Bit `i` tells whether `values[i] > 0`.
     fn positive_mask(self, values: &[f32; LANES]) -> u32;
+
+    /// Bit `i` tells whether `values[i]` is not ordinary: neither zero nor of a magnitude in 2^-40..2^100.
+    fn unusual_mask(self, values: &[f32; LANES]) -> u32;
 
     /// Number of lanes with `fma(b, wb, a * wa) > 0`.
     fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32;

@@ -30,6 +30,11 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn unusual_mask(self, values: &[f32; LANES]) -> u32 {
+        Portable.unusual_mask(values)
+    }
+
+    #[inline(always)]
     fn count_positive(self, a: f32, b: f32, wa: &[f32; LANES], wb: &[f32; LANES]) -> u32 {
         // The baseline has the fused operation, so nothing has to be widened.
         wa.iter().zip(wb).map(|(&wa, &wb)| u32::from(b.mul_add(wb, a * wa) > 0.0)).sum()

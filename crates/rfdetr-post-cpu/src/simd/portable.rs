@@ -1,7 +1,7 @@
 //! The path for every machine: safe Rust, whatever the compiler makes of it.
 #![forbid(unsafe_code)]
 
-use super::{Edges, Isa, Kernel, LANES};
+use super::{Edges, Isa, Kernel, LANES, ORDINARY_MIN, ORDINARY_RANGE};
 
 /// No instruction set beyond the target's baseline.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +16,17 @@ impl Isa for Portable {
     #[inline(always)]
     fn positive_mask(self, values: &[f32; LANES]) -> u32 {
         mask(values, |v| v > 0.0)
+    }
+
+    #[inline(always)]
+    fn unusual_mask(self, values: &[f32; LANES]) -> u32 {
+        let mut unusual = 0;
+        for (i, v) in values.iter().enumerate() {
+            let magnitude = v.to_bits() & 0x7fff_ffff;
+            let outside = magnitude.wrapping_sub(ORDINARY_MIN) >= ORDINARY_RANGE;
+            unusual |= u32::from(outside & (magnitude != 0)) << i;
+        }
+        unusual
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Edges, Isa, Kernel, LANES};
+use super::{Edges, Isa, Kernel, LANES, ORDINARY_MIN, ORDINARY_RANGE};
 
 /// AVX2 with FMA, and the bit instructions that came with it.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,27 @@ impl Isa for Avx2 {
             let high = _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_loadu_ps(values.as_ptr().add(8)), zero);
             _mm256_movemask_ps(low) as u32 | (_mm256_movemask_ps(high) as u32) << 8
         }
+    }
+
+    #[inline(always)]
+    fn unusual_mask(self, values: &[f32; LANES]) -> u32 {
+        let mut unusual = 0;
+        // SAFETY: the token proves AVX2; both loads lie inside the 16 values.
+        unsafe {
+            let magnitude_bits = _mm256_set1_epi32(i32::MAX);
+            let min = _mm256_set1_epi32(ORDINARY_MIN as i32);
+            let last = _mm256_set1_epi32(ORDINARY_RANGE as i32 - 1);
+            for half in [0, 8] {
+                let bits = _mm256_loadu_si256(values.as_ptr().add(half).cast());
+                let magnitude = _mm256_and_si256(bits, magnitude_bits);
+                let above_min = _mm256_sub_epi32(magnitude, min);
+                let inside = _mm256_cmpeq_epi32(_mm256_min_epu32(above_min, last), above_min);
+                let zero = _mm256_cmpeq_epi32(magnitude, _mm256_setzero_si256());
+                let usual = _mm256_castsi256_ps(_mm256_or_si256(inside, zero));
+                unusual |= (!_mm256_movemask_ps(usual) as u32 & 0xff) << half;
+            }
+        }
+        unusual
     }
 
     #[inline(always)]
@@ -171,6 +192,20 @@ impl Isa for Avx512 {
         unsafe {
             let v = _mm512_loadu_ps(values.as_ptr());
             _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, _mm512_setzero_ps()).into()
+        }
+    }
+
+    #[inline(always)]
+    fn unusual_mask(self, values: &[f32; LANES]) -> u32 {
+        // SAFETY: the token proves AVX-512F; the load is the 16 values.
+        unsafe {
+            let magnitude_bits = _mm512_set1_epi32(i32::MAX);
+            let bits = _mm512_loadu_si512(values.as_ptr().cast());
+            let above_min =
+                _mm512_sub_epi32(_mm512_and_si512(bits, magnitude_bits), _mm512_set1_epi32(ORDINARY_MIN as i32));
+            let nonzero = _mm512_test_epi32_mask(bits, magnitude_bits);
+            let last = _mm512_set1_epi32(ORDINARY_RANGE as i32 - 1);
+            _mm512_mask_cmpgt_epu32_mask(nonzero, above_min, last).into()
         }
     }
 
