@@ -1,6 +1,11 @@
 //! The answers of others, as requests of ours and columns of theirs. `tests/fixtures/*/README.md` describe the files.
 
-use std::{collections::BTreeMap, fs::File, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, Read},
+    path::{Path, PathBuf},
+};
 
 use half::{bf16, f16};
 use rfdetr_post_core::{ClassLayout, DType, ImageMeta, MaskFormat, Offset, Options, Padding, Size, Thresholds};
@@ -277,6 +282,20 @@ macro_rules! accessors {
     };
 }
 
+impl Array {
+    /// Number of elements.
+    fn len(&self) -> usize {
+        match &self.data {
+            ArrayData::U8(data) => data.len(),
+            ArrayData::U16(data) => data.len(),
+            ArrayData::U32(data) => data.len(),
+            ArrayData::I32(data) => data.len(),
+            ArrayData::I64(data) => data.len(),
+            ArrayData::F32(data) => data.len(),
+        }
+    }
+}
+
 accessors! {
     u8, U8, u8;
     u32, U32, u32;
@@ -286,31 +305,48 @@ accessors! {
 }
 
 /// All arrays of an `.npz` file.
-fn read_npz(path: &std::path::Path) -> io::Result<BTreeMap<String, Array>> {
-    let mut archive = npyz::npz::NpzArchive::new(io::BufReader::new(File::open(path)?))?;
-    let names: Vec<String> = archive.array_names().map(str::to_string).collect();
+fn read_npz(path: &Path) -> io::Result<BTreeMap<String, Array>> {
+    let mut archive = zip::ZipArchive::new(BufReader::new(File::open(path)?))?;
     let mut arrays = BTreeMap::new();
-    for name in names {
-        let Some(file) = archive.by_name(&name)? else { continue };
-        let shape = file.shape().iter().map(|&side| side as usize).collect();
-        let text = match file.dtype() {
-            npyz::DType::Plain(text) => text.to_string(),
-            other => other.descr(),
-        };
-        let data = match text.trim_start_matches(['<', '|', '=']) {
-            "u1" => ArrayData::U8(file.into_vec()?),
-            "u2" => ArrayData::U16(file.into_vec()?),
-            "u4" => ArrayData::U32(file.into_vec()?),
-            "i4" => ArrayData::I32(file.into_vec()?),
-            "i8" => ArrayData::I64(file.into_vec()?),
-            "f4" => ArrayData::F32(file.into_vec()?),
-            other => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("`{name}` has element type {other}")));
-            }
-        };
-        arrays.insert(name, Array { shape, data });
+    for idx in 0..archive.len() {
+        let mut entry = archive.by_index(idx)?;
+        let name = entry.name()?.trim_end_matches(".npy").to_string();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes)?;
+        let array = read_npy(&bytes)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("`{name}` is no array of ours")))?;
+        arrays.insert(name, array);
     }
     Ok(arrays)
+}
+
+/// An `.npy` array, as NumPy writes plain arrays. None for anything else, such as other element types.
+fn read_npy(bytes: &[u8]) -> Option<Array> {
+    // Magic, version 1.0, length of the header: a line of Python.
+    let rest = bytes.strip_prefix(b"\x93NUMPY\x01\x00")?;
+    let (len, rest) = rest.split_first_chunk()?;
+    let (header, data) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+    let header = std::str::from_utf8(header).ok()?;
+    let value = |key: &str, end: char| Some(header.split_once(key)?.1.split_once(end)?.0);
+    value("'fortran_order': False", ',')?;
+    let sides = value("'shape': (", ')')?.split(',').map(str::trim).filter(|side| !side.is_empty());
+    let shape: Vec<usize> = sides.map(|side| side.parse().ok()).collect::<Option<_>>()?;
+    let data = match value("'descr': '", '\'')? {
+        "|u1" => ArrayData::U8(data.to_vec()),
+        "<u2" => ArrayData::U16(elements(data)),
+        "<u4" => ArrayData::U32(elements(data)),
+        "<i4" => ArrayData::I32(elements(data)),
+        "<i8" => ArrayData::I64(elements(data)),
+        "<f4" => ArrayData::F32(elements(data)),
+        _ => return None,
+    };
+    let array = Array { shape, data };
+    (array.len() == array.shape.iter().product::<usize>()).then_some(array)
+}
+
+/// Little-endian elements; a rest that is no whole element is left out.
+fn elements<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
 }
 
 /// One mask of `tests/fixtures/pycocotools/masks.json`.

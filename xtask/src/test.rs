@@ -68,8 +68,13 @@ pub fn run(flags: &Flags) -> Result<()> {
         tests.arg("--").args(&flags.rest);
     }
     let (totals, outcome) = watch(tests, &mut std::io::stdout());
-    println!("\n{:.0} s\n{DEVICE}\n{totals}", start.elapsed().as_secs_f64());
-    outcome
+    println!("\n{:.0} s", start.elapsed().as_secs_f64());
+    if let Err(error) = &outcome {
+        println!("FAILED: {error:#}");
+    }
+    println!("{DEVICE}\n{totals}");
+    // The totals are the last word, also of a failure.
+    if outcome.is_err() { std::process::exit(1) } else { Ok(()) }
 }
 
 /// All tests of the workspace: units, integration, properties, golden files, documentation.
