@@ -234,7 +234,10 @@ impl Compiler {
             command.arg("--config").arg(format!("profile.release.{setting}"));
         }
         command.arg("--config").arg(format!("profile.release.debug={}", debug as u8));
-        command.args(["--", "--emit=asm", "-Zno-link", "-C"]).arg(format!("target-cpu={arch}"));
+        // rustc's own optimizations know nothing of convergence: its jump threading copies barriers and shuffles into the
+        // arms of a divergent branch, where lanes then wait for each other at different places, for ever (seen on an
+        // H200). LLVM's passes respect it, and do all the rest.
+        command.args(["--", "--emit=asm", "-Zno-link", "-Zmir-opt-level=0", "-C"]).arg(format!("target-cpu={arch}"));
         workspace::run(&mut command).with_context(|| format!("cannot compile the kernels for {arch}"))?;
         let ptx = target_dir.join(TARGET).join("release/deps/rfdetr_post_kernels.s");
         fs::read_to_string(&ptx).with_context(|| format!("cannot read {}", ptx.display()))
