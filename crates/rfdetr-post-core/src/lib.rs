@@ -28,6 +28,9 @@ extern crate std;
 
 pub mod packed;
 
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod bench;
 #[cfg(feature = "alloc")]
 pub mod detections;
 #[cfg(feature = "alloc")]
