@@ -81,7 +81,7 @@ proptest! {
             });
             prop_assert_eq!(a.rows.len(), b.rows.len());
             prop_assert_eq!(a.health, b.health);
-            for (expected, &got) in back.iter().enumerate().map(|(i, j)| (i, j)) {
+            for (expected, &got) in back.iter().enumerate() {
                 let (mut x, mut y) = (a.rows[expected], renamed.rows[got]);
                 (x.mask_offset, y.mask_offset) = (0, 0);
                 prop_assert!(same_row(&x, &y), "{:?} became {:?}", x, y);

@@ -257,55 +257,56 @@ fn bits(x: f32) -> String {
     format!("{x:?} ({:08x})", x.to_bits())
 }
 
-/// Damages that a comparison must report, each of one field: its name, and what to do to an answer with at least one
-/// detection in its first image. A damage that does not apply to the answer returns false.
-pub const FAULTS: &[(&str, fn(&mut Detections) -> bool)] = &[
+/// A damage to an answer with at least one detection in its first image. False if it does not apply to the answer.
+pub type Damage = fn(&mut Detections) -> bool;
+
+/// Damages that a comparison must report, each of one field, with the field's name.
+pub const FAULTS: &[(&str, Damage)] = &[
     ("images.len", |d| d.images.pop().is_some()),
-    ("size", |d| always(d.images[0].size.width += 1)),
+    ("size", |d| d.images[0].size.width.flip()),
     ("rows.len", |d| d.images[0].rows.pop().is_some()),
-    ("query_idx", |d| always(row(d).query_idx ^= 1)),
-    ("class_idx", |d| always(row(d).class_idx ^= 1)),
-    ("class_id", |d| always(row(d).class_id ^= 1)),
-    ("confidence", |d| always(flip_last_bit(&mut row(d).confidence))),
-    ("xyxy", |d| always(flip_last_bit(&mut row(d).xyxy[0]))),
-    ("xyxy", |d| always(flip_last_bit(&mut row(d).xyxy[1]))),
-    ("xyxy", |d| always(flip_last_bit(&mut row(d).xyxy[2]))),
-    ("xyxy", |d| always(flip_last_bit(&mut row(d).xyxy[3]))),
-    ("xyxy", |d| !row(d).xyxy[3].is_nan() && always(row(d).xyxy[3] = f32::NAN)),
-    ("mask_area", |d| always(row(d).mask_area += 1)),
-    ("mask_xyxy", |d| always(row(d).mask_xyxy[0] += 1)),
-    ("mask_xyxy", |d| always(row(d).mask_xyxy[3] += 1)),
-    ("num_counts", |d| always(row(d).num_counts += 1)),
-    ("mask_len", |d| d.images[0].masks.format() == MaskFormat::None && always(row(d).mask_len += 1)),
-    ("mask_offset", |d| fixed_size(d) && always(row(d).mask_offset += 1)),
+    ("query_idx", |d| row(d).query_idx.flip()),
+    ("class_idx", |d| row(d).class_idx.flip()),
+    ("class_id", |d| row(d).class_id.flip()),
+    ("confidence", |d| row(d).confidence.flip()),
+    ("xyxy", |d| row(d).xyxy[0].flip()),
+    ("xyxy", |d| row(d).xyxy[1].flip()),
+    ("xyxy", |d| row(d).xyxy[2].flip()),
+    ("xyxy", |d| row(d).xyxy[3].flip()),
+    ("xyxy", |d| !std::mem::replace(&mut row(d).xyxy[3], f32::NAN).is_nan()),
+    ("mask_area", |d| row(d).mask_area.flip()),
+    ("mask_xyxy", |d| row(d).mask_xyxy[0].flip()),
+    ("mask_xyxy", |d| row(d).mask_xyxy[3].flip()),
+    ("num_counts", |d| row(d).num_counts.flip()),
+    ("mask_len", |d| d.images[0].masks.format() == MaskFormat::None && row(d).mask_len.flip()),
+    ("mask_offset", |d| fixed_size(d) && row(d).mask_offset.flip()),
     ("masks.format", |d| std::mem::take(&mut d.images[0].masks) != Masks::None),
-    ("masks.len", |d| match &mut d.images[0].masks {
-        Masks::None => false,
-        Masks::Dense(data) | Masks::Rle(data) => always(data.push(0)),
-        Masks::BitPacked(data) | Masks::Counts(data) => always(data.push(0)),
-        Masks::GridLogits { logits, .. } => always(logits.push(0.0)),
+    ("masks.len", |d| {
+        match &mut d.images[0].masks {
+            Masks::None => return false,
+            Masks::Dense(data) | Masks::Rle(data) => data.push(0),
+            Masks::BitPacked(data) | Masks::Counts(data) => data.push(0),
+            Masks::GridLogits { logits, .. } => logits.push(0.0),
+        }
+        true
     }),
     ("mask", |d| match &mut d.images[0].masks {
         Masks::None => false,
         // The last mask ends the data, so its last element is a pixel, a count, a character.
-        Masks::Dense(data) | Masks::Rle(data) => data.last_mut().map(|byte| *byte ^= 1).is_some(),
-        Masks::BitPacked(data) | Masks::Counts(data) => data.last_mut().map(|word| *word ^= 1).is_some(),
-        Masks::GridLogits { logits, .. } => logits.last_mut().map(flip_last_bit).is_some(),
+        Masks::Dense(data) | Masks::Rle(data) => data.last_mut().is_some_and(Flip::flip),
+        Masks::BitPacked(data) | Masks::Counts(data) => data.last_mut().is_some_and(Flip::flip),
+        Masks::GridLogits { logits, .. } => logits.last_mut().is_some_and(Flip::flip),
     }),
     ("masks.grid", |d| match &mut d.images[0].masks {
-        Masks::GridLogits { mask_h, .. } => always(*mask_h += 1),
+        Masks::GridLogits { mask_h, .. } => mask_h.flip(),
         _ => false,
     }),
-    ("health.nan_logits", |d| always(d.images[0].health.nan_logits += 1)),
-    ("health.pos_inf_logits", |d| always(d.images[0].health.pos_inf_logits += 1)),
-    ("health.neg_inf_logits", |d| always(d.images[0].health.neg_inf_logits += 1)),
-    ("health.nonfinite_boxes", |d| always(d.images[0].health.nonfinite_boxes += 1)),
-    ("health.nonfinite_mask_logits", |d| always(d.images[0].health.nonfinite_mask_logits += 1)),
+    ("health.nan_logits", |d| d.images[0].health.nan_logits.flip()),
+    ("health.pos_inf_logits", |d| d.images[0].health.pos_inf_logits.flip()),
+    ("health.neg_inf_logits", |d| d.images[0].health.neg_inf_logits.flip()),
+    ("health.nonfinite_boxes", |d| d.images[0].health.nonfinite_boxes.flip()),
+    ("health.nonfinite_mask_logits", |d| d.images[0].health.nonfinite_mask_logits.flip()),
 ];
-
-fn always(_: ()) -> bool {
-    true
-}
 
 fn row(detections: &mut Detections) -> &mut DetectionRow {
     &mut detections.images[0].rows[0]
@@ -315,7 +316,29 @@ fn fixed_size(detections: &Detections) -> bool {
     !matches!(detections.images[0].masks, Masks::Counts(_) | Masks::Rle(_))
 }
 
-/// The smallest damage: NaN becomes a number, anything else its neighbor.
-fn flip_last_bit(x: &mut f32) {
-    *x = if x.is_nan() { 0.0 } else { f32::from_bits(x.to_bits() ^ 1) };
+/// The smallest damage to a value: its last bit.
+trait Flip {
+    /// Flips the last bit; true, because that always changes the value.
+    fn flip(&mut self) -> bool;
+}
+
+macro_rules! flip_integers {
+    ($($integer:ty)*) => {
+        $(impl Flip for $integer {
+            fn flip(&mut self) -> bool {
+                *self ^= 1;
+                true
+            }
+        })*
+    };
+}
+
+flip_integers!(u8 i32 u32 usize);
+
+impl Flip for f32 {
+    /// All NaNs are equal, so NaN becomes a number.
+    fn flip(&mut self) -> bool {
+        *self = if self.is_nan() { 0.0 } else { f32::from_bits(self.to_bits() ^ 1) };
+        true
+    }
 }
