@@ -50,7 +50,7 @@ use crate::{
     bits,
     grid::Window,
     runs::{Cursor, Toggles},
-    simd::{Isa, LANES},
+    simd::{Isa, LANES, write_below},
 };
 
 /// Most words of a column of signs, with one bit to spare: grids of up to 255 rows.
@@ -62,8 +62,8 @@ const MAX_GROUP: usize = 240;
 /// Groups whose weights are more than this are searched, not counted.
 const MAX_COUNTED: usize = 4 * LANES;
 
-/// Bytes of a dense mask that are set to zero in one piece.
-const CLEARED_AT_ONCE: usize = 1 << 18;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Buffers that live from one mask to the next.
 #[derive(Debug, Default)]
@@ -385,7 +385,7 @@ impl Crossings {
         }
     }
 
-    /// Writes the mask as bytes.
+    /// Writes the mask as bytes; past the caches if `stream`.
     #[inline(always)]
     pub(crate) fn dense<I: Isa>(
         &mut self,
@@ -393,35 +393,58 @@ impl Crossings {
         window: &Window,
         grouped: Grouped<'_>,
         geometry: &MaskGeometry,
+        stream: bool,
         out: &mut [u8],
     ) {
         self.make_room(geometry);
         let width = geometry.canvas.width as usize;
         let (offset_x, offset_y) = (geometry.offset_x as usize, geometry.offset_y as usize);
-        // Zeros go first and in large pieces, for which machines have faster ways than for what is left of a row; the
-        // pieces are small enough to be in the cache still when the foreground is written. Everything before it is
-        // zero or written.
-        let mut cleared = 0;
+        let misaligned = out.as_ptr() as usize % LINE;
+        // Everything before it is written.
+        let mut done = 0;
         for k in 0..=window.n_h {
             let (y0, y1) = grouped.rows.pixels(k);
             if y0 == y1 {
                 continue;
             }
             let Some((x0, x1)) = self.thresholds(isa, window, grouped, k, offset_x) else { continue };
-            let end = (offset_y + y1) * width;
-            if cleared < end {
-                let to = out.len().min(end.max(cleared + CLEARED_AT_ONCE));
-                out[cleared..to].fill(0);
-                cleared = to;
-            }
-            let at = MARGIN + offset_x + x0..MARGIN + offset_x + x1;
-            let (thresholds, reversed) = (&self.thresholds[at.clone()], &self.reversed[at]);
+            let (x0, x1) = (offset_x + x0, offset_x + x1);
+            self.clear_around(x0 - x0.min(LINE), x0, x1, x1 + LINE);
             for y in y0..y1 {
-                let start = (offset_y + y) * width + offset_x;
-                write_row((y - y0) as u8, thresholds, reversed, &mut out[start + x0..start + x1]);
+                let start = (offset_y + y) * width;
+                let (mut from, mut to) = (start + x0, start + x1);
+                if stream {
+                    // Whole cache lines, so that none is written in two pieces.
+                    from = from.saturating_sub((from + misaligned) % LINE).max(start);
+                    to = (to + (LINE - (to + misaligned) % LINE) % LINE).min(start + width);
+                }
+                let at = MARGIN + from - start..MARGIN + to - start;
+                let (thresholds, reversed) = (&self.thresholds[at.clone()], &self.reversed[at]);
+                if stream {
+                    isa.stream_zero(&mut out[done..from]);
+                    isa.stream_below((y - y0) as u8, thresholds, reversed, &mut out[from..to]);
+                } else {
+                    out[done..from].fill(0);
+                    write_below((y - y0) as u8, thresholds, reversed, &mut out[from..to]);
+                }
+                done = to;
             }
         }
-        out[cleared..].fill(0);
+        if stream {
+            isa.stream_zero(&mut out[done..]);
+            isa.fence();
+        } else {
+            out[done..].fill(0);
+        }
+    }
+
+    /// Makes the columns `before..from` and `to..after` of the canvas background.
+    #[inline(always)]
+    fn clear_around(&mut self, before: usize, from: usize, to: usize, after: usize) {
+        for range in [MARGIN + before..MARGIN + from, MARGIN + to..MARGIN + after] {
+            self.thresholds[range.clone()].fill(0);
+            self.reversed[range].fill(0);
+        }
     }
 
     /// Writes the mask as bits, each row in whole words.
@@ -446,10 +469,7 @@ impl Crossings {
             let Some((x0, x1)) = self.thresholds(isa, window, grouped, k, offset_x) else { continue };
             let (x0, x1) = (offset_x + x0, offset_x + x1);
             // Whole vectors from a word's first column on: what lies around the columns is background.
-            for (from, to) in [(x0 / 32 * 32, x0), (x1, x1 + MARGIN)] {
-                self.thresholds[MARGIN + from..MARGIN + to].fill(0);
-                self.reversed[MARGIN + from..MARGIN + to].fill(0);
-            }
+            self.clear_around(x0 / 32 * 32, x0, x1, x1 + MARGIN);
             let (first, last) = (x0 / 32, x1.div_ceil(32));
             let at = MARGIN + first * 32;
             let vectors = (last - first).div_ceil(2);
@@ -503,12 +523,4 @@ fn corners(above: &[u64], below: &[u64], x: usize) -> (u64, u64) {
 #[inline(always)]
 fn chunk(weights: &[f32]) -> [f32; LANES] {
     weights.first_chunk().copied().unwrap_or_default()
-}
-
-/// One row of bytes.
-#[inline(always)]
-fn write_row(row: u8, thresholds: &[u8], reversed: &[u8], out: &mut [u8]) {
-    for (out, (&threshold, &reversed)) in out.iter_mut().zip(thresholds.iter().zip(reversed)) {
-        *out = u8::from(threshold > row) ^ reversed;
-    }
 }

@@ -25,8 +25,8 @@ pub(crate) struct Scratch {
 
 /// Where a mask goes.
 pub(crate) enum Output<'a> {
-    /// `[height, width]`, to be overwritten.
-    Dense(&'a mut [u8]),
+    /// `[height, width]`, to be overwritten; past the caches if the flag says so.
+    Dense(&'a mut [u8], bool),
     /// `[height, words]`, to be overwritten.
     BitPacked(&'a mut [u32]),
     /// `[mask_h, mask_w]`, to be overwritten.
@@ -78,10 +78,10 @@ impl Kernel for MakeMask<'_, '_> {
         (row.mask_area, row.mask_xyxy) = runs::area_and_box(toggles, num_pixels, height);
         match output {
             Output::GridLogits(_) => {}
-            Output::Dense(bytes) => {
+            Output::Dense(bytes, stream) => {
                 row.mask_len = bytes.len() as u32;
                 match (grouped, axes) {
-                    (Some(grouped), _) => crossings.dense(isa, window, grouped, geometry, bytes),
+                    (Some(grouped), _) => crossings.dense(isa, window, grouped, geometry, stream, bytes),
                     (None, Some(_)) => dense_of_bits(full, geometry, bytes),
                     (None, None) => bytes.fill(0),
                 }

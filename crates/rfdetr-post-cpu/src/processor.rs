@@ -33,6 +33,8 @@ pub struct CpuPostprocessor {
     plans: Vec<Plan>,
     /// One entry an image and detection, for strings that many threads write.
     slots: Vec<Vec<Slot>>,
+    /// Dense masks of an image from this many bytes on are written past the caches.
+    streamed_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,21 @@ impl CpuPostprocessor {
                 Some(Pool::Own(pool.map_err(|source| ConfigError::Threads { got, source })?))
             }
         };
-        Ok(Self { token, pool, axes: Axes::default(), scratch: Vec::new(), plans: Vec::new(), slots: Vec::new() })
+        Ok(Self {
+            token,
+            pool,
+            axes: Axes::default(),
+            scratch: Vec::new(),
+            plans: Vec::new(),
+            slots: Vec::new(),
+            streamed_bytes: STREAMED_BYTES,
+        })
+    }
+
+    /// Writes the dense masks of an image past the caches from `bytes` on. For tests: the answers do not depend on it.
+    #[doc(hidden)]
+    pub fn set_streamed_bytes(&mut self, bytes: usize) {
+        self.streamed_bytes = bytes;
     }
 
     /// Computes the detections of a whole batch.
@@ -124,15 +140,16 @@ impl CpuPostprocessor {
         let Some(pool) = &self.pool else {
             let scratch = self.scratch[0].get_mut().unwrap_or_else(PoisonError::into_inner);
             for (image, (answer, plan)) in images.iter_mut().zip(&self.plans).enumerate() {
-                process_image(token, request, image, plan, answer, scratch)?;
+                process_image(token, request, image, plan, answer, scratch, self.streamed_bytes)?;
             }
             return Ok(());
         };
         self.slots.resize_with(request.batch().max(self.slots.len()), Vec::new);
         let (plans, slots, scratch) = (&self.plans, &mut self.slots, &self.scratch[..]);
+        let streamed_bytes = self.streamed_bytes;
         let work = || {
             images.par_iter_mut().zip(plans).zip(slots).enumerate().try_for_each(|(image, ((answer, plan), slots))| {
-                process_image_parallel(token, request, image, plan, answer, slots, scratch)
+                process_image_parallel(token, request, image, plan, answer, slots, scratch, streamed_bytes)
             })
         };
         match pool {
@@ -141,6 +158,10 @@ impl CpuPostprocessor {
         }
     }
 }
+
+/// Dense masks of an image from this size on are written past the caches: they do not fit into them anyway, and then a
+/// line need not be read before it is written.
+const STREAMED_BYTES: usize = 8 << 20;
 
 /// Mask-grid logits are not resized.
 fn needs_axes(request: &Request<'_>) -> bool {
@@ -242,16 +263,18 @@ fn process_image(
     plan: &Plan,
     answer: &mut ImageDetections,
     scratch: &mut Scratch,
+    streamed_bytes: usize,
 ) -> Result<()> {
     detect(token, request, image, answer, scratch);
     let len = shape_masks(request, plan, answer)?;
     let Some(geometry) = &plan.geometry else { return Ok(()) };
     let axes = plan.axes.as_ref().map(|axes| axes.each_ref().map(|axis| &**axis));
+    let stream = answer.rows.len().saturating_mul(len) >= streamed_bytes;
     for (i, row) in answer.rows.iter_mut().enumerate() {
         let fixed = i * len..(i + 1) * len;
         let (output, offset) = match &mut answer.masks {
             Masks::None => return Ok(()),
-            Masks::Dense(bytes) => (Output::Dense(&mut bytes[fixed]), 0),
+            Masks::Dense(bytes) => (Output::Dense(&mut bytes[fixed], stream), 0),
             Masks::BitPacked(words) => (Output::BitPacked(&mut words[fixed]), 0),
             Masks::GridLogits { logits, .. } => (Output::GridLogits(&mut logits[fixed]), 0),
             Masks::Counts(counts) => {
@@ -271,6 +294,7 @@ fn process_image(
     Ok(())
 }
 
+#[allow(clippy::too_many_arguments, reason = "the parts of the processor that threads may share")]
 /// All stages of one image, its masks as work for all threads.
 fn process_image_parallel(
     token: Token,
@@ -280,6 +304,7 @@ fn process_image_parallel(
     answer: &mut ImageDetections,
     slots: &mut Vec<Slot>,
     scratch: &[Mutex<Scratch>],
+    streamed_bytes: usize,
 ) -> Result<()> {
     // Held by a piece of work that starts no other, so that no thread waits for itself.
     detect(token, request, image, answer, &mut lock(scratch));
@@ -287,6 +312,7 @@ fn process_image_parallel(
     let Some(geometry) = &plan.geometry else { return Ok(()) };
     let axes = plan.axes.as_ref().map(|axes| axes.each_ref().map(|axis| &**axis));
     let ImageDetections { rows, masks, health, .. } = answer;
+    let stream = rows.len().saturating_mul(len) >= streamed_bytes;
     let make = |row: &mut DetectionRow, output: Output<'_>| {
         let scratch = &mut lock(scratch).masks;
         token.run(MakeMask { request, image, geometry, axes, row, output, scratch })
@@ -296,7 +322,7 @@ fn process_image_parallel(
     match masks {
         Masks::None => {}
         Masks::Dense(bytes) => {
-            health.nonfinite_mask_logits = fixed(rows, bytes, len, |row, out| make(row, Output::Dense(out)));
+            health.nonfinite_mask_logits = fixed(rows, bytes, len, |row, out| make(row, Output::Dense(out, stream)));
         }
         Masks::BitPacked(words) => {
             health.nonfinite_mask_logits = fixed(rows, words, len, |row, out| make(row, Output::BitPacked(out)));

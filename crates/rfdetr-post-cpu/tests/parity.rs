@@ -2,15 +2,20 @@
 //!
 //! `PROPTEST_CASES` raises the number of cases; the note of 0005-cpu-simd says how many were run.
 
-use std::num::NonZero;
+use std::{cell::RefCell, num::NonZero};
 
 use half::{bf16, f16};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestRunner};
 use rfdetr_post_core::{
-    BoxRounding, ClassLayout, Detections, Frame, ImageMeta, MaskFormat, MaskRef, MaskResize, NegativeSizes, Options,
-    Request, Resize, Semantics, Size, StaticCrop, Tensor, TensorData, Tensors, Thresholds, reference,
+    BoxRounding, ClassLayout, Detections, Frame, ImageMeta, MaskFormat, MaskResize, NegativeSizes, Options, Request,
+    Resize, Semantics, Size, StaticCrop, Tensor, TensorData, Tensors, Thresholds, reference,
 };
 use rfdetr_post_cpu::{CpuConfig, CpuPostprocessor, SimdLevel, Threads};
+use rfdetr_post_tests::{
+    compare::compare,
+    fixtures::{Fixture, names},
+    strategies::requests,
+};
 
 /// A small generator, so that whole tensors follow from one seed.
 struct Random(u64);
@@ -264,104 +269,134 @@ fn with_request(case: &Case, f: impl FnOnce(&Request<'_>)) {
     f(&Request::new(tensors, &case.metas, &case.options).unwrap());
 }
 
-/// Floats by bits, all NaN equal.
-fn same(a: f32, b: f32) -> bool {
-    a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
-}
-
-/// What differs between two answers.
-fn difference(expected: &Detections, got: &Detections) -> Option<String> {
-    if expected.images.len() != got.images.len() {
-        return Some(format!("{} images instead of {}", got.images.len(), expected.images.len()));
-    }
-    for (image, (e, g)) in expected.images.iter().zip(&got.images).enumerate() {
-        if (e.size, e.health, e.len(), e.masks.format()) != (g.size, g.health, g.len(), g.masks.format()) {
-            let show = |d: &rfdetr_post_core::ImageDetections| {
-                format!("{:?}, {:?}, {} rows, {:?}", d.size, d.health, d.len(), d.masks.format())
-            };
-            return Some(format!("image {image}: {} instead of {}", show(g), show(e)));
-        }
-        for (i, (a, b)) in e.rows.iter().zip(&g.rows).enumerate() {
-            let floats = (0..4).all(|k| same(a.xyxy[k], b.xyxy[k])) && same(a.confidence, b.confidence);
-            let rest = rfdetr_post_core::DetectionRow { xyxy: a.xyxy, confidence: a.confidence, ..*b };
-            let exact = rfdetr_post_core::DetectionRow { xyxy: [0.0; 4], confidence: 0.0, ..rest }
-                == rfdetr_post_core::DetectionRow { xyxy: [0.0; 4], confidence: 0.0, ..*a };
-            if !floats || !exact {
-                return Some(format!("image {image}, row {i}: {b:?} instead of {a:?}"));
-            }
-            let equal = match (e.mask(i), g.mask(i)) {
-                (Some(MaskRef::GridLogits(a)), Some(MaskRef::GridLogits(b))) => {
-                    a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| same(a, b))
-                }
-                (a, b) => a == b,
-            };
-            if !equal {
-                return Some(format!("image {image}, mask {i}: {:?} instead of {:?}", g.mask(i), e.mask(i)));
-            }
-        }
-        let len = |masks: &rfdetr_post_core::Masks| match masks {
-            rfdetr_post_core::Masks::None => 0,
-            rfdetr_post_core::Masks::Dense(v) | rfdetr_post_core::Masks::Rle(v) => v.len(),
-            rfdetr_post_core::Masks::BitPacked(v) | rfdetr_post_core::Masks::Counts(v) => v.len(),
-            rfdetr_post_core::Masks::GridLogits { logits, .. } => logits.len(),
-        };
-        if len(&e.masks) != len(&g.masks) {
-            return Some(format!("image {image}: {} mask elements instead of {}", len(&g.masks), len(&e.masks)));
-        }
-    }
-    None
-}
-
-/// One postprocessor for each instruction set, on one thread and (for the last) on three; and an answer that is
-/// overwritten from case to case, so that stale buffers would show.
+/// Postprocessors for each instruction set, on one thread and (for the last) on three; and answers that are overwritten
+/// from case to case, so that stale buffers would show.
 struct Backends(Vec<(String, CpuPostprocessor, Detections)>);
 
 impl Backends {
     fn new() -> Self {
         let only = std::env::var("CPU_SIMD").ok();
         let mut list = Vec::new();
+        let mut add =
+            |name: String, config| list.push((name, CpuPostprocessor::new(config).unwrap(), Detections::default()));
         for simd in SimdLevel::available() {
-            if only.as_deref().is_some_and(|only| only != simd.name()) {
-                continue;
+            if only.as_deref().is_none_or(|only| only == simd.name()) {
+                let config = CpuConfig { threads: Threads::One, simd: Some(simd) };
+                add(simd.name().to_string(), config);
+                add(format!("{}, streamed", simd.name()), config);
             }
-            let config = CpuConfig { threads: Threads::One, simd: Some(simd) };
-            list.push((simd.name().to_string(), CpuPostprocessor::new(config).unwrap(), Detections::default()));
         }
         if only.is_none() {
             let config = CpuConfig { threads: Threads::Count(NonZero::new(3).unwrap()), simd: None };
-            list.push(("three threads".to_string(), CpuPostprocessor::new(config).unwrap(), Detections::default()));
+            add("three threads".to_string(), config);
+        }
+        for (name, processor, _) in &mut list {
+            if name.ends_with("streamed") {
+                processor.set_streamed_bytes(0);
+            }
         }
         Self(list)
     }
 
     /// Panics if a backend differs from the reference.
-    fn check(&mut self, case: &Case) {
-        with_request(case, |request| {
-            let expected = reference::process(request).unwrap();
-            for (name, processor, answer) in &mut self.0 {
-                processor.process_into(request, answer).unwrap();
-                if let Some(difference) = difference(&expected, answer) {
-                    panic!("{name}: {}", difference.chars().take(1500).collect::<String>());
-                }
+    fn check(&mut self, request: &Request<'_>) {
+        let expected = reference::process(request).unwrap();
+        for (name, processor, answer) in &mut self.0 {
+            // Streaming is about dense masks only.
+            if name.ends_with("streamed") && request.options().mask_format != MaskFormat::Dense {
+                continue;
             }
-        });
+            processor.process_into(request, answer).unwrap();
+            if let Err(difference) = compare(&expected, answer) {
+                panic!("{name}: {difference}");
+            }
+        }
     }
 }
 
-#[test]
-fn every_level_equals_the_reference() {
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: std::env::var("PROPTEST_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(2000),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    });
-    let backends = std::cell::RefCell::new(Backends::new());
-    runner
-        .run(&any_case(), |case| {
-            backends.borrow_mut().check(&case);
+/// Runs `check` on `PROPTEST_CASES` cases, or so many.
+fn property<S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value, &mut Backends)) {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|s| s.parse().ok());
+    let config =
+        ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() };
+    let backends = RefCell::new(Backends::new());
+    TestRunner::new(config)
+        .run(&strategy, |case| {
+            check(case, &mut backends.borrow_mut());
             Ok(())
         })
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Blobs, noise and hostile values in grids up to twice the size of a machine word, enlarged and reduced.
+#[test]
+fn every_level_equals_the_reference() {
+    property(1500, any_case(), |case, backends| with_request(&case, |request| backends.check(request)));
+}
+
+/// The requests that the other links of the chain are held to.
+#[test]
+fn every_level_equals_the_reference_on_shared_cases() {
+    property(1500, requests(), |case, backends| backends.check(&case.request().unwrap()));
+}
+
+/// The requests of upstream's fixtures, in every format. That the reference gives upstream's answers is tested by
+/// `tests/golden.rs`.
+#[test]
+fn every_level_equals_the_reference_on_the_fixtures() {
+    let mut backends = Backends::new();
+    let mut count = 0;
+    for folder in ["upstream", "torch_cpu"] {
+        for name in names(folder) {
+            let mut case = Fixture::load(folder, &name).case;
+            for semantics in [Semantics::roboflow_inference(), Semantics::rf_detr()] {
+                for format in [MaskFormat::Rle, MaskFormat::Dense, MaskFormat::BitPacked, MaskFormat::GridLogits] {
+                    case.options.semantics = semantics;
+                    case.options.mask_format = if case.masks.is_some() { format } else { MaskFormat::None };
+                    // The whole-image frame refuses records with padding or crops.
+                    if let Ok(request) = case.request() {
+                        backends.check(&request);
+                        count += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(count > 300, "{count} requests");
+}
+
+/// Sizes of models and images as they are in use, larger than the properties can afford.
+#[test]
+fn every_level_equals_the_reference_on_large_images() {
+    let mut backends = Backends::new();
+    let sizes = [
+        ((78, 78), (1920, 1080)),
+        ((108, 108), (640, 480)),
+        ((192, 192), (3000, 500)),
+        ((64, 130), (777, 333)),
+        ((255, 5), (100, 600)),
+        ((2, 2), (700, 900)),
+        ((300, 3), (20, 400)),
+    ];
+    for (i, (grid, (width, height))) in sizes.into_iter().enumerate() {
+        for format in [MaskFormat::Rle, MaskFormat::Dense, MaskFormat::BitPacked] {
+            for semantics in [Semantics::roboflow_inference(), Semantics::rf_detr()] {
+                let case = Case {
+                    shapes: Shapes { batch: 1, queries: 2, classes: 2, grid, dtypes: [0; 3] },
+                    kinds: (Values::Blobs, Values::Noise, if i % 2 == 0 { Values::Blobs } else { Values::Noise }),
+                    metas: vec![ImageMeta::stretch(Size::new(width, height), Size::new(312, 312)).unwrap()],
+                    options: Options {
+                        semantics,
+                        mask_format: format,
+                        threshold: Thresholds::Scalar(-1.0),
+                        ..Options::default()
+                    },
+                    seed: i as u64,
+                };
+                with_request(&case, |request| backends.check(request));
+            }
+        }
+    }
 }
 
 #[test]

@@ -66,8 +66,34 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// Bit `i` tells whether `values[i]` is NaN, -Inf, or not below `min`.
     fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32;
 
+    /// Sets bytes to zero, past the caches where the instruction set can. Owes a [`Isa::fence`].
+    #[inline(always)]
+    fn stream_zero(self, out: &mut [u8]) {
+        out.fill(0);
+    }
+
+    /// Writes `u8::from(thresholds[i] > row) ^ flips[i]`, past the caches where the instruction set can. All slices
+    /// have one length. Owes a [`Isa::fence`].
+    #[inline(always)]
+    fn stream_below(self, row: u8, thresholds: &[u8], flips: &[u8], out: &mut [u8]) {
+        write_below(row, thresholds, flips, out);
+    }
+
+    /// Makes what was streamed visible to other threads in order, as other writes are. Due before the borrow of the
+    /// written bytes ends.
+    #[inline(always)]
+    fn fence(self) {}
+
     /// Bit `i` tells whether `thresholds[i] > row`, xor the lowest bit of `flips[i]`.
     fn below_mask(self, row: u8, thresholds: &[u8; 64], flips: &[u8; 64]) -> u64;
+}
+
+/// Writes `u8::from(thresholds[i] > row) ^ flips[i]`.
+#[inline(always)]
+pub(crate) fn write_below(row: u8, thresholds: &[u8], flips: &[u8], out: &mut [u8]) {
+    for (out, (&threshold, &flip)) in out.iter_mut().zip(thresholds.iter().zip(flips)) {
+        *out = u8::from(threshold > row) ^ flip;
+    }
 }
 
 /// Thresholds and flips (0 or 1) of 16 columns.
