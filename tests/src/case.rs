@@ -1,5 +1,7 @@
 //! An owned request. [`Request`] borrows everything, so something must own it.
 
+use std::cell::RefCell;
+
 use half::{bf16, f16};
 use rfdetr_post_core::{
     DType, Detections, ImageMeta, Options, Request, Result, Tensor, TensorData, Tensors, reference,
@@ -106,6 +108,11 @@ impl std::fmt::Debug for OwnedTensor {
     }
 }
 
+thread_local! {
+    /// The cases of the test that runs inside [`RequestCase::recorded`].
+    static RECORDED: RefCell<Option<Vec<RequestCase>>> = const { RefCell::new(None) };
+}
+
 /// Everything that a [`Request`] borrows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RequestCase {
@@ -134,7 +141,20 @@ impl RequestCase {
 
     /// The reference's answer. Panics if the case is refused, which no fixture and no strategy may be.
     pub fn reference(&self) -> Detections {
+        RECORDED.with_borrow_mut(|recorded| {
+            if let Some(cases) = recorded {
+                cases.push(self.clone());
+            }
+        });
         self.answer(reference::process)
+    }
+
+    /// Runs a test, and returns every case whose [`RequestCase::reference`] it asked for on this thread, so that another
+    /// implementation can be held to the same cases.
+    pub fn recorded(test: impl FnOnce()) -> Vec<Self> {
+        RECORDED.set(Some(Vec::new()));
+        test();
+        RECORDED.take().unwrap_or_default()
     }
 
     /// The answer of any implementation; panics as [`RequestCase::reference`] does.

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, BufReader, Read},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use half::{bf16, f16};
@@ -13,9 +14,17 @@ use serde::Deserialize;
 
 use crate::case::{OwnedData, OwnedTensor, RequestCase};
 
-/// The folder `tests/fixtures`.
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// The folder of the fixtures: `tests/fixtures`, unless [`set_root`] named another.
 pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+    ROOT.get().cloned().unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures"))
+}
+
+/// Names the folder of the fixtures, for programs that run far from the source tree. The first call counts.
+pub fn set_root(folder: PathBuf) {
+    // A second call would pull the fixtures away under somebody's feet.
+    let _ = ROOT.set(folder);
 }
 
 /// The stems of all `.npz` files of a fixture folder, sorted.

@@ -5,6 +5,7 @@
 //!
 //! - [`case`]: an owned request, as fixtures and strategies make it;
 //! - [`compare`]: the first difference of two answers, by name; floats by bits, all NaNs equal;
+//! - [`edge_cases`]: every edge case of the specification, by name;
 //! - [`emulated`]: the kernels under the emulator;
 //! - [`fixtures`]: the answers of others, read from `tests/fixtures`;
 //! - [`oracle`]: an independent implementation in f64 with an argued error bound;
@@ -15,6 +16,7 @@
 
 pub mod case;
 pub mod compare;
+pub mod edge_cases;
 pub mod emulated;
 pub mod fixtures;
 pub mod oracle;

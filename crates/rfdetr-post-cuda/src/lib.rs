@@ -168,7 +168,7 @@ pub struct DeviceTensors {
 struct Inner {
     ring: Mutex<VecDeque<Box<Slot>>>,
     plan: Plan,
-    _module: Module,
+    module: Arc<Module>,
 }
 
 impl Inner {
@@ -203,9 +203,6 @@ impl CudaPostprocessor {
     ///
     /// Errors: no driver, no such device, a device before sm_75, out of memory, a spec that cannot be.
     pub fn new(config: CudaConfig) -> Result<Self> {
-        if config.slots == 0 {
-            return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
-        }
         let context = match config.device {
             DeviceChoice::Ordinal(ordinal) => Context::primary(ordinal)?,
             DeviceChoice::CurrentContext => Context::current()?,
@@ -216,22 +213,45 @@ impl CudaPostprocessor {
             return Err(Error::ComputeCapability { ordinal: info.ordinal, major, minor });
         }
         let is_hopper = major >= 9;
+        let module = Arc::new(Module::load(&context, if is_hopper { PTX_SM_90 } else { PTX_SM_75 })?);
+        Self::assemble(context, module, &info, config)
+    }
+
+    /// A postprocessor in the context of another one, with the kernels that it has loaded: plans and allocates only.
+    /// For another model or another size on the same device; `config.device` must be the other's.
+    ///
+    /// Errors: those of [`new`](Self::new) but for the driver's and the device's; [`Error::Config`] for another device.
+    pub fn new_beside(other: &Self, config: CudaConfig) -> Result<Self> {
+        if config.device != other.config.device {
+            return Err(Error::Config {
+                field: "device",
+                expected: "the choice of the other postprocessor",
+                got: format!("{:?}, the other has {:?}", config.device, other.config.device),
+            });
+        }
+        let info = device_info(other.device())?;
+        Self::assemble(other.context.clone(), other.inner.module.clone(), &info, config)
+    }
+
+    fn assemble(context: Arc<Context>, module: Arc<Module>, info: &DeviceInfo, config: CudaConfig) -> Result<Self> {
+        if config.slots == 0 {
+            return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
+        }
         let limits = config.limits.unwrap_or_else(|| DeviceLimits::new(info.num_multiprocessors));
         let plan = Plan::new(config.spec.clone(), limits)?;
-        let module = Module::load(&context, if is_hopper { PTX_SM_90 } else { PTX_SM_75 })?;
         let functions = Functions {
             select: module.function(SELECT_KERNEL, rfdetr_post_core::packed::shared::select::BYTES)?,
             masks: match plan.mask_kernel {
                 Some(kernel) => Some(module.function(kernel.name(), kernel.shared_bytes())?),
                 None => None,
             },
-            overlaps: is_hopper,
+            overlaps: info.compute_capability.0 >= 9,
         };
         let slots = (0..config.slots)
             .map(|_| Slot::new(&context, &plan, functions, config.result).map(Box::new))
             .collect::<Result<VecDeque<_>>>()?;
         let device_bytes = slots.iter().map(|slot| slot.device_bytes()).sum();
-        let inner = Arc::new(Inner { ring: Mutex::new(slots), plan, _module: module });
+        let inner = Arc::new(Inner { ring: Mutex::new(slots), plan, module });
         Ok(Self { host_inputs: None, inner, checked: None, context, config, device_bytes })
     }
 

@@ -1,0 +1,225 @@
+//! The GPU suite: the device's answers are the reference's, bit for bit. One program that needs no cargo and no network.
+//!
+//! ```sh
+//! cargo xtask gpu-test          # builds it into a folder that runs on a GPU machine
+//! ./rfdetr-post-gpu-test all    # there
+//! ```
+//!
+//! Each part prints one line, `PASS name: counts` or `FAIL name: ...`; the last line counts the parts. Ends with 1 if
+//! anything failed, and without a GPU it does fail.
+//!
+//! - [`parts`]: what needs no device pointers, through `process_host`;
+//! - [`raw`]: tickets, streams and bad pointers, with memory and streams made by `cudarc`, as a user would;
+//! - [`judge`]: a postprocessor for a request, and the comparison;
+//! - [`tally`]: counts and failures of many cases on many threads.
+#![deny(unsafe_code)]
+
+mod judge;
+mod parts;
+mod raw;
+mod tally;
+
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use clap::{Parser, Subcommand};
+use rfdetr_post_cuda::device_info;
+use rfdetr_post_tests::fixtures;
+
+use judge::Gpu;
+
+#[derive(Parser)]
+#[command(about = "The GPU suite of rfdetr-post: device = reference, bit for bit")]
+struct Flags {
+    /// The part to run
+    #[command(subcommand)]
+    part: Part,
+    /// Folder of the fixtures; default: `fixtures` beside the program, or else the source tree's
+    #[arg(long, value_name = "DIR", global = true)]
+    fixtures: Option<PathBuf>,
+    /// Ordinal of the device
+    #[arg(long, value_name = "N", global = true, default_value_t = 0)]
+    device: usize,
+    /// Threads that compute references and drive the device
+    #[arg(long, value_name = "N", global = true)]
+    threads: Option<usize>,
+}
+
+#[derive(Subcommand, Clone)]
+enum Part {
+    /// Everything below
+    All(All),
+    /// Every fixture and every named edge case, in all mask formats
+    Fixtures(Fixtures),
+    /// Random requests
+    Fuzz(Fuzz),
+    /// The sigmoid over all 2^32 logits, device against host
+    Sigmoid(Sigmoid),
+    /// One request again and again gives one bit pattern
+    Repeats(Repeats),
+    /// Threads with postprocessors and streams of their own
+    Threads(Threads),
+    /// Tickets in flight, dropped, out of order, waited for twice; events
+    Tickets,
+    /// Masks that do not fit, and the plan that holds them
+    Overflow,
+    /// Bad pointers, shapes, devices
+    Errors,
+    /// The scores of torch CUDA in the upstream fixtures
+    TorchScores,
+}
+
+#[derive(clap::Args, Clone)]
+struct All {
+    #[command(flatten)]
+    fixtures: Fixtures,
+    #[command(flatten)]
+    fuzz: Fuzz,
+    #[command(flatten)]
+    repeats: Repeats,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+#[derive(clap::Args, Clone)]
+struct Fixtures {
+    /// Small pictures and a third of the formats: for the sanitizers
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(clap::Args, Clone)]
+struct Fuzz {
+    /// Number of random requests
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    cases: u64,
+    /// Seed of all requests; default: the time
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Run this request only, and print it
+    #[arg(long, value_name = "INDEX")]
+    case: Option<u64>,
+}
+
+#[derive(clap::Args, Clone)]
+struct Sigmoid {
+    /// Check every N-th block of 2^18 bit patterns only
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    stride: u64,
+}
+
+#[derive(clap::Args, Clone)]
+struct Repeats {
+    /// How often
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    count: u32,
+}
+
+#[derive(clap::Args, Clone)]
+struct Threads {
+    /// How long
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    seconds: u64,
+}
+
+/// What a part came to: its counts, or what is wrong.
+type Outcome = Result<String, String>;
+
+/// Folder of the fixtures: the flag's, one beside the program, one in the folder above, or the source tree's.
+fn find_fixtures(flag: Option<PathBuf>) -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
+    let beside = beside.iter().flat_map(|folder| [folder.join("fixtures"), folder.join("../fixtures")]);
+    let mut candidates = flag.into_iter().chain(beside).chain([fixtures::root()]);
+    candidates.find(|folder| folder.join("upstream").is_dir())
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let mut sum = Sum::default();
+    match find_fixtures(flags.fixtures) {
+        Some(folder) => fixtures::set_root(folder),
+        None => sum.add("setup", || Err("no folder of fixtures: expected --fixtures DIR".to_string())),
+    }
+    let threads = flags.threads.or_else(|| std::thread::available_parallelism().ok().map(|n| n.get().min(8)));
+    let gpu =
+        device_info(flags.device).and_then(|info| Gpu::new(&info, threads.unwrap_or(1).max(1)).map(|gpu| (info, gpu)));
+    match gpu {
+        Err(error) => sum.add("setup", || Err(error.to_string())),
+        Ok((info, gpu)) => {
+            let (major, minor) = info.compute_capability;
+            println!(
+                "device {}: {}, sm_{major}{minor}, {} multiprocessors, {} MiB, driver for CUDA {}.{}",
+                info.ordinal,
+                info.name,
+                info.num_multiprocessors,
+                info.memory_bytes >> 20,
+                info.driver_version / 1000,
+                info.driver_version % 1000 / 10
+            );
+            if sum.failed == 0 {
+                run(&gpu, flags.part, &mut sum);
+            }
+        }
+    }
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    ExitCode::from(u8::from(sum.failed > 0 || sum.passed == 0))
+}
+
+fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
+    match part {
+        Part::All(all) => {
+            let parts = [
+                Part::Errors,
+                Part::Tickets,
+                Part::Overflow,
+                Part::TorchScores,
+                Part::Fixtures(all.fixtures),
+                Part::Repeats(all.repeats),
+                Part::Fuzz(all.fuzz),
+                Part::Sigmoid(Sigmoid { stride: 1 }),
+                Part::Threads(all.threads),
+            ];
+            parts.into_iter().for_each(|part| run(gpu, part, sum));
+        }
+        Part::Fixtures(flags) => {
+            sum.add("fixtures", || parts::fixtures(gpu, flags.quick));
+            sum.add("edge-cases", || parts::edge_cases(gpu, flags.quick));
+        }
+        Part::Fuzz(flags) => sum.add("fuzz", || parts::fuzz(gpu, flags.cases, flags.seed, flags.case)),
+        Part::Sigmoid(flags) => sum.add("sigmoid", || parts::sigmoid(gpu, flags.stride.max(1))),
+        Part::Repeats(flags) => sum.add("repeats", || parts::repeats(gpu, flags.count)),
+        Part::Threads(flags) => sum.add("threads", || raw::threads(gpu, flags.seconds)),
+        Part::Tickets => sum.add("tickets", || raw::tickets(gpu)),
+        Part::Overflow => sum.add("overflow", || parts::overflow(gpu)),
+        Part::Errors => {
+            sum.add("errors", || parts::errors(gpu));
+            sum.add("pointer-errors", || raw::pointer_errors(gpu));
+        }
+        Part::TorchScores => sum.add("torch-scores", || parts::torch_scores(gpu)),
+    }
+}
+
+/// The parts so far.
+#[derive(Default)]
+struct Sum {
+    passed: u32,
+    failed: u32,
+}
+
+impl Sum {
+    /// Runs a part and prints its line. A panic is a failure, too.
+    fn add(&mut self, name: &str, part: impl FnOnce() -> Outcome) {
+        let start = Instant::now();
+        let outcome = tally::caught(part);
+        let seconds = start.elapsed().as_secs_f64();
+        match outcome {
+            Ok(counts) => {
+                self.passed += 1;
+                println!("PASS {name}: {counts} ({seconds:.1} s)");
+            }
+            Err(message) => {
+                self.failed += 1;
+                println!("FAIL {name}: {message} ({seconds:.1} s)");
+            }
+        }
+    }
+}

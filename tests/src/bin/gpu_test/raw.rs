@@ -1,0 +1,403 @@
+//! Tickets, streams and bad pointers. Memory, streams and events are `cudarc`'s: a caller of ours has its own.
+#![allow(unsafe_code, reason = "device pointers and streams are only as good as the caller's word")]
+
+use std::{
+    ffi::c_void,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
+use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, Size, TensorData};
+use rfdetr_post_cuda::{
+    CudaConfig, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream, Ticket,
+    device_count,
+};
+use rfdetr_post_tests::{
+    case::{OwnedTensor, RequestCase},
+    compare,
+    fixtures::Fixture,
+    random::Random,
+};
+
+use crate::{
+    Outcome,
+    judge::{Gpu, How, spec, text},
+    tally::{Tally, parallel},
+};
+
+/// A request's tensors in device memory.
+struct Uploaded {
+    tensors: DeviceTensors,
+    _memory: Vec<CudaSlice<u8>>,
+}
+
+fn bytes(tensor: &OwnedTensor) -> &[u8] {
+    match tensor.borrow().data() {
+        TensorData::F32(data) => bytemuck::cast_slice(data),
+        TensorData::F16(data) => bytemuck::cast_slice(data),
+        TensorData::Bf16(data) => bytemuck::cast_slice(data),
+    }
+}
+
+fn upload(case: &RequestCase, stream: &Arc<CudaStream>) -> Result<Uploaded, String> {
+    let mut memory = Vec::new();
+    let mut one = |tensor: &OwnedTensor| -> Result<DeviceTensor, String> {
+        let slice = stream.clone_htod(bytes(tensor)).map_err(text)?;
+        let address = slice.device_ptr(stream).0;
+        memory.push(slice);
+        Ok(DeviceTensor { address, dtype: tensor.dtype() })
+    };
+    let tensors = DeviceTensors {
+        boxes: one(&case.boxes)?,
+        logits: one(&case.logits)?,
+        masks: case.masks.as_ref().map(&mut one).transpose()?,
+    };
+    stream.synchronize().map_err(text)?;
+    Ok(Uploaded { tensors, _memory: memory })
+}
+
+fn raw_stream(stream: &CudaStream) -> Stream {
+    // SAFETY: every test ends its tickets before its streams.
+    unsafe { Stream::from_raw(stream.cu_stream().cast()) }
+}
+
+fn enqueue(
+    postprocessor: &mut CudaPostprocessor,
+    uploaded: &Uploaded,
+    metas: &[ImageMeta],
+    stream: &CudaStream,
+) -> Result<Ticket, Error> {
+    // SAFETY: the tensors were uploaded with their shapes, and live until the test has waited for the stream.
+    unsafe { postprocessor.enqueue(&uploaded.tensors, metas, raw_stream(stream)) }
+}
+
+/// Three requests of one plan with different answers: the queries in other orders, with other scores.
+fn variants(mask_format: MaskFormat) -> Vec<RequestCase> {
+    let case = Fixture::load("upstream", "nano_312x176").case;
+    let case = case.with_options(|options| options.mask_format = mask_format);
+    let queries = case.logits.shape[1];
+    let variant = |shift: usize| {
+        let mut order: Vec<usize> = (0..queries).collect();
+        Random::new(shift as u64).shuffle(&mut order);
+        let mut case = case.clone();
+        case.boxes = case.boxes.permute_queries(&order);
+        case.masks = case.masks.as_ref().map(|masks| masks.permute_queries(&order));
+        let logits = case.logits.permute_queries(&order).widened();
+        let logits = logits.iter().map(|x| x - 0.21 * shift as f32).collect();
+        case.logits = OwnedTensor::new(logits, &case.logits.shape, DType::F32);
+        case
+    };
+    (0..3).map(variant).collect()
+}
+
+fn same(what: &str, expected: &Detections, got: Result<Detections, Error>) -> Result<(), String> {
+    let got = got.map_err(|error| format!("{what}: {error}"))?;
+    compare::compare(expected, &got).map_err(|difference| format!("{what}: {difference}"))
+}
+
+fn answer(ticket: &mut Ticket) -> Result<Detections, Error> {
+    ticket.wait()?.detections()
+}
+
+fn ensure(is_so: bool, what: &str) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(what.to_string()) }
+}
+
+/// Everything that one can do with tickets, for each launch mode and result place.
+pub fn tickets(gpu: &Gpu) -> Outcome {
+    let context = CudaContext::new(gpu.device).map_err(text)?;
+    let mut tally = Tally::default();
+    for how in How::ALL {
+        for mask_format in [MaskFormat::Rle, MaskFormat::Dense, MaskFormat::None] {
+            let round = TicketRound::new(gpu, &context, how, mask_format)?;
+            round.run(&mut tally).map_err(|message| format!("{how:?}, {mask_format:?}: {message}"))?;
+        }
+    }
+    tally.outcome()
+}
+
+struct TicketRound<'a> {
+    gpu: &'a Gpu,
+    context: &'a Arc<CudaContext>,
+    config: CudaConfig,
+    cases: Vec<RequestCase>,
+    expected: Vec<Detections>,
+    stream: Arc<CudaStream>,
+    uploaded: Vec<Uploaded>,
+}
+
+impl<'a> TicketRound<'a> {
+    fn new(gpu: &'a Gpu, context: &'a Arc<CudaContext>, how: How, mask_format: MaskFormat) -> Result<Self, String> {
+        let cases = variants(mask_format);
+        let expected = cases.iter().map(RequestCase::reference).collect();
+        let stream = context.new_stream().map_err(text)?;
+        let uploaded = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
+        let request = cases[0].request().map_err(text)?;
+        let config = CudaConfig { slots: 3, ..gpu.config(spec(&cases[0], &request), &how) };
+        Ok(Self { gpu, context, config, cases, expected, stream, uploaded })
+    }
+
+    fn postprocessor(&self) -> Result<CudaPostprocessor, String> {
+        self.gpu.postprocessor(self.config.clone()).map_err(text)
+    }
+
+    fn enqueue(&self, postprocessor: &mut CudaPostprocessor, which: usize) -> Result<Ticket, Error> {
+        enqueue(postprocessor, &self.uploaded[which], &self.cases[which].metas, &self.stream)
+    }
+
+    fn three(&self, postprocessor: &mut CudaPostprocessor) -> Result<[Ticket; 3], String> {
+        let mut one = |which| self.enqueue(postprocessor, which).map_err(text);
+        Ok([one(0)?, one(1)?, one(2)?])
+    }
+
+    fn run(&self, tally: &mut Tally) -> Result<(), String> {
+        let is_different = |i: usize, j: usize| compare::compare(&self.expected[i], &self.expected[j]).is_err();
+        ensure(is_different(0, 1) && is_different(1, 2), "the requests' answers are all alike")?;
+        self.out_of_order(tally)?;
+        self.dropped(tally)?;
+        self.polled(tally)?;
+        self.outliving(tally)?;
+        self.chained(tally)?;
+        self.not_waiting(tally)?;
+        self.empty(tally)?;
+        self.stream.synchronize().map_err(text)
+    }
+
+    fn out_of_order(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        for _ in 0..8 {
+            let mut tickets = self.three(&mut postprocessor)?;
+            match self.enqueue(&mut postprocessor, 0) {
+                Err(Error::Busy { slots: 3 }) => tally.count("refused while every slot was in flight"),
+                other => return Err(format!("the fourth ticket of three slots: {:?}", other.map(drop))),
+            }
+            for which in [2, 0, 1, 1, 0, 2] {
+                same("out of order", &self.expected[which], answer(&mut tickets[which]))?;
+                ensure(tickets[which].is_ready() == Ok(true), "a ticket that was waited for is not ready")?;
+                tally.count("answers out of order and again");
+            }
+            // Rows without a copy, from the same ticket.
+            let mut waited = tickets[1].wait().map_err(text)?;
+            let packed = waited.packed().map_err(text)?.ok_or("no packed answer")?;
+            ensure(packed.header(0).num_detections as usize == self.expected[1].images[0].len(), "the packed header")?;
+        }
+        Ok(())
+    }
+
+    /// Tickets that nobody waits for; a slot is free when its work has ended.
+    fn dropped(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        for round in 0..200 {
+            let which = round % 3;
+            let mut ticket = loop {
+                match self.enqueue(&mut postprocessor, which) {
+                    Ok(ticket) => break ticket,
+                    Err(Error::Busy { .. }) => tally.count("retries while dropped work was in flight"),
+                    Err(error) => return Err(format!("after a drop: {error}")),
+                }
+            };
+            if round % 5 > 0 {
+                drop(ticket);
+                tally.count("tickets dropped in flight");
+            } else {
+                same("among dropped ones", &self.expected[which], answer(&mut ticket))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn polled(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        for which in [0, 1, 2, 0] {
+            let mut ticket = self.enqueue(&mut postprocessor, which).map_err(text)?;
+            let start = Instant::now();
+            while !ticket.is_ready().map_err(text)? {
+                ensure(start.elapsed() < Duration::from_secs(10), "not ready after 10 seconds")?;
+            }
+            same("polled", &self.expected[which], answer(&mut ticket))?;
+            tally.count("answers polled for");
+        }
+        Ok(())
+    }
+
+    /// Tickets that live longer than their postprocessor, and on another thread.
+    fn outliving(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        let [mut first, mut second, third] = self.three(&mut postprocessor)?;
+        drop(postprocessor);
+        drop(third);
+        let got = thread::scope(|scope| scope.spawn(|| answer(&mut second)).join());
+        same("on another thread", &self.expected[1], got.map_err(|_| "a panic".to_string())?)?;
+        same("without its postprocessor", &self.expected[0], answer(&mut first))?;
+        tally.add("answers after their postprocessor was gone", 2);
+        Ok(())
+    }
+
+    /// Work on another stream, behind a ticket's event, reads the device's answer.
+    fn chained(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        let other = self.context.new_stream().map_err(text)?;
+        self.context.bind_to_thread().map_err(text)?;
+        for which in [1, 2, 0] {
+            let mut ticket = self.enqueue(&mut postprocessor, which).map_err(text)?;
+            let event = ticket.event().map_err(text)?;
+            let at = ticket.device_answer();
+            let expected = &self.expected[which].images[0];
+            let mut num_detections = u32::MAX;
+            let mut rows = vec![DetectionRow::default(); expected.len()];
+            let copy = |to: *mut c_void, from: u64, len: usize| {
+                // SAFETY: both sides are as long as said; unified addresses, because the answer may lie on the host.
+                unsafe { sys::cuMemcpyAsync(to as u64, from, len, other.cu_stream()) }.result().map_err(text)
+            };
+            // SAFETY: stream and event are alive.
+            unsafe { sys::cuStreamWaitEvent(other.cu_stream(), event.cast(), 0) }.result().map_err(text)?;
+            copy((&raw mut num_detections).cast(), at.headers_at, 4)?;
+            copy(rows.as_mut_ptr().cast(), at.rows_at, size_of_val(&rows[..]))?;
+            other.synchronize().map_err(text)?;
+            ensure(ticket.is_ready() == Ok(true), "the event was reached, but the ticket is not ready")?;
+            ensure(num_detections as usize == expected.len(), "the header behind the event")?;
+            for (row, expected) in rows.iter().zip(&expected.rows) {
+                let key = |row: &DetectionRow| (row.query_idx, row.class_id, row.confidence.to_bits(), row.mask_area);
+                ensure(key(row) == key(expected), "a row behind the event")?;
+            }
+            tally.count("answers read on the device behind an event");
+        }
+        Ok(())
+    }
+
+    /// A request behind long work is not ready, and enqueueing it does not wait for that work.
+    fn not_waiting(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        for which in [0, 1, 2] {
+            // The first use of a slot builds its graph.
+            same(
+                "warm-up",
+                &self.expected[which],
+                self.enqueue(&mut postprocessor, which).and_then(|mut t| answer(&mut t)),
+            )?;
+        }
+        let mut blocks = self.stream.alloc_zeros::<u8>(1 << 30).map_err(text)?;
+        self.stream.synchronize().map_err(text)?;
+        for which in [2, 0, 1] {
+            // Some 20 GiB of fills, which take any device milliseconds.
+            for _ in 0..20 {
+                self.stream.memset_zeros(&mut blocks).map_err(text)?;
+            }
+            let start = Instant::now();
+            let mut ticket = self.enqueue(&mut postprocessor, which).map_err(text)?;
+            let enqueued = start.elapsed();
+            ensure(ticket.is_ready() == Ok(false), &format!("ready after {enqueued:?} behind 20 GiB of fills"))?;
+            same("behind long work", &self.expected[which], answer(&mut ticket))?;
+            ensure(start.elapsed() > enqueued, "time stands still")?;
+            tally.count("requests enqueued behind long work");
+        }
+        Ok(())
+    }
+
+    fn empty(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        let mut ticket = enqueue(&mut postprocessor, &self.uploaded[0], &[], &self.stream).map_err(text)?;
+        ensure(ticket.is_ready() == Ok(true), "an empty batch is not ready at once")?;
+        ensure(answer(&mut ticket).map_err(text)?.images.is_empty(), "an empty batch has images")?;
+        tally.count("empty batches");
+        drop(ticket);
+        same("after it", &self.expected[2], self.enqueue(&mut postprocessor, 2).and_then(|mut t| answer(&mut t)))
+    }
+}
+
+/// Eight threads, each with a postprocessor and a stream of its own, two requests in flight.
+pub fn threads(gpu: &Gpu, seconds: u64) -> Outcome {
+    let context = CudaContext::new(gpu.device).map_err(text)?;
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let run = |thread: u64, tally: &mut Tally| {
+        let mask_format =
+            [MaskFormat::Rle, MaskFormat::Dense, MaskFormat::Counts, MaskFormat::BitPacked][thread as usize % 4];
+        let how = How::ALL[thread as usize / 2 % 4];
+        let cases = variants(mask_format);
+        let expected: Vec<_> = cases.iter().map(RequestCase::reference).collect();
+        let stream = context.new_stream().map_err(text)?;
+        let uploaded: Vec<_> = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
+        let spec = spec(&cases[0], &cases[0].request().map_err(text)?);
+        let config = CudaConfig { slots: 3, ..gpu.config(spec, &how) };
+        // Half of the threads load the kernels themselves.
+        let made = if thread.is_multiple_of(2) { gpu.postprocessor(config) } else { CudaPostprocessor::new(config) };
+        let mut postprocessor = made.map_err(text)?;
+        let mut random = Random::new(thread);
+        let mut before: Option<(usize, Ticket)> = None;
+        while Instant::now() < until {
+            let which = random.below(3);
+            let ticket = enqueue(&mut postprocessor, &uploaded[which], &cases[which].metas, &stream).map_err(text)?;
+            if let Some((which, mut ticket)) = before.replace((which, ticket)) {
+                same("one of two in flight", &expected[which], answer(&mut ticket))?;
+                tally.count("answers");
+            }
+        }
+        drop(before);
+        stream.synchronize().map_err(text)?;
+        tally.count("threads");
+        Ok(())
+    };
+    parallel(8, 8, |thread| format!("thread {thread}"), run).outcome()
+}
+
+/// Pointers that are null, misaligned, on the host, on another device, or into too small an allocation.
+pub fn pointer_errors(gpu: &Gpu) -> Outcome {
+    let context = CudaContext::new(gpu.device).map_err(text)?;
+    let stream = context.new_stream().map_err(text)?;
+    let case = variants(MaskFormat::Rle).remove(0);
+    let expected = case.reference();
+    let uploaded = upload(&case, &stream)?;
+    let good = uploaded.tensors;
+    let request = case.request().map_err(text)?;
+    let how = How { launch: LaunchMode::Graph, result: ResultPlace::Host, ..How::DEFAULT };
+    let mut postprocessor = gpu.postprocessor(gpu.config(spec(&case, &request), &how)).map_err(text)?;
+    let on_host = vec![0u8; bytes(&case.logits).len() + 16];
+    let host_address = (on_host.as_ptr() as u64).next_multiple_of(16);
+    let too_small = stream.alloc_zeros::<u8>(bytes(&case.logits).len() - 4).map_err(text)?;
+    let too_small_at = too_small.device_ptr(&stream).0;
+
+    let mut tally = Tally::default();
+    let mut expect = |what: &str, is_right: fn(&Error) -> bool, tensors: DeviceTensors, metas: &[ImageMeta]| {
+        // SAFETY: the request is refused before anything is launched, which is what is tested here.
+        match unsafe { postprocessor.enqueue(&tensors, metas, raw_stream(&stream)) } {
+            Err(error) if is_right(&error) => tally.count("errors of the right kind"),
+            Err(error) => tally.fail(&format!("{what}: the wrong error: {error}")),
+            Ok(_) => tally.fail(&format!("{what}: no error")),
+        }
+    };
+    let at = |address: u64, dtype: DType| DeviceTensor { address, dtype };
+    let is_address = |error: &Error| matches!(error, Error::Address { .. });
+    let metas = &case.metas[..];
+    expect("null boxes", is_address, DeviceTensors { boxes: at(0, DType::F32), ..good }, metas);
+    expect("null logits", is_address, DeviceTensors { logits: at(0, DType::F32), ..good }, metas);
+    expect("null masks", is_address, DeviceTensors { masks: Some(at(0, DType::F32)), ..good }, metas);
+    expect("boxes at 2", is_address, DeviceTensors { boxes: at(good.boxes.address + 2, DType::F32), ..good }, metas);
+    expect("logits at 1", is_address, DeviceTensors { logits: at(good.logits.address + 1, DType::F16), ..good }, metas);
+    let is_elsewhere = |error: &Error| matches!(error, Error::WrongDevice { field: "logits", .. });
+    expect("host logits", is_elsewhere, DeviceTensors { logits: at(host_address, DType::F32), ..good }, metas);
+    let is_short = |error: &Error| matches!(error, Error::Allocation { field: "logits", .. });
+    expect("short logits", is_short, DeviceTensors { logits: at(too_small_at, DType::F32), ..good }, metas);
+    let past = at(good.logits.address + bytes(&case.logits).len() as u64 - 64, DType::F32);
+    expect("logits from their end", is_short, DeviceTensors { logits: past, ..good }, metas);
+    let is_missing = |error: &Error| matches!(error, Error::Request(CoreError::MasksMissing { .. }));
+    expect("no masks", is_missing, DeviceTensors { masks: None, ..good }, metas);
+    let is_plan = |error: &Error| matches!(error, Error::Request(CoreError::Plan { .. }));
+    expect("two images of one", is_plan, good, &[metas[0], metas[0]]);
+    let larger = ImageMeta::stretch(Size::new(312, 177), metas[0].network).map_err(text)?;
+    expect("a larger image", is_plan, good, &[larger]);
+    if device_count().map_err(text)? > 1 {
+        let other = CudaContext::new(usize::from(gpu.device == 0)).map_err(text)?;
+        let other_stream = other.new_stream().map_err(text)?;
+        let there = other_stream.alloc_zeros::<u8>(bytes(&case.logits).len()).map_err(text)?;
+        let logits = at(there.device_ptr(&other_stream).0, DType::F32);
+        expect("logits on another device", is_elsewhere, DeviceTensors { logits, ..good }, metas);
+    } else {
+        println!("  pointer-errors: one device only, so none of another device's memory");
+    }
+    let ticket = enqueue(&mut postprocessor, &uploaded, metas, &stream);
+    same("after the errors", &expected, ticket.and_then(|mut ticket| answer(&mut ticket)))?;
+    tally.count("answers after them");
+    tally.outcome()
+}
