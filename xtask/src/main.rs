@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod build_ptx;
 mod ci;
 mod dependencies;
+mod gpu_test;
 mod ptx_check;
 mod ptx_report;
 mod test;
@@ -29,6 +30,8 @@ enum Command {
     Test(test::Flags),
     /// Run all checks: formatting, lints, documentation, dependencies, tests, the demo, the PTX.
     Ci(ci::Flags),
+    /// Build the GPU suite into one folder that runs on a GPU machine without cargo or network.
+    GpuTest(gpu_test::Flags),
     /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
     BuildPtx(build_ptx::Flags),
     /// Show registers, spills, shared memory and stack of every kernel; fail on spills, a stack or generic accesses.
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
     match Flags::parse().command {
         Command::Test(flags) => test::run(&flags),
         Command::Ci(flags) => ci::run(&flags),
+        Command::GpuTest(flags) => gpu_test::run(&flags),
         Command::BuildPtx(flags) => build_ptx::run(&flags),
         Command::PtxReport(flags) => ptx_report::run(&flags),
     }
