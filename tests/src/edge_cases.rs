@@ -3,6 +3,7 @@
 use crate::{
     case::{OwnedTensor, RequestCase},
     plain,
+    random::Random,
 };
 use rfdetr_post_core::{
     ClassLayout, DType, Detections, Error, ImageDetections, ImageMeta, MaskFormat, MaskRef, Masks, NegativeSizes,
@@ -69,6 +70,9 @@ edge_cases! {
     content_lies_on_a_canvas,
     dense_masks_follow_each_other,
     counts_of_whole_masks,
+    only_the_first_product_rounds,
+    only_the_second_product_of_a_pair_rounds,
+    the_center_rounds_once,
     axis_tables_of_enormous_sides,
 }
 
@@ -611,6 +615,105 @@ fn counts_of_whole_masks() {
     let counts = |value| constant(value, 3, 5).format(MaskFormat::Counts).one().masks;
     assert_eq!(counts(1.0), Masks::Counts(vec![0, 2400]));
     assert_eq!(counts(-1.0), Masks::Counts(vec![2400]));
+}
+
+/// Pairs of numbers whose weighted products, each rounded, cancel to 0, and the sign of the sum when the product with
+/// `fused` is not rounded.
+fn canceling_pairs(fused: f32, rounded: f32) -> Vec<(f32, f32, bool)> {
+    let mut random = Random::new(11);
+    let mut pairs = Vec::new();
+    while pairs.len() < 40 {
+        let x = random.uniform(0.5, 4.0);
+        let product = x * fused;
+        // Exact in f64.
+        let residue = f64::from(x) * f64::from(fused) - f64::from(product);
+        let near = -product / rounded;
+        let cancels = |y: &f32| y * rounded == -product;
+        let neighbors = [near, f32::from_bits(near.to_bits() + 1), f32::from_bits(near.to_bits() - 1)];
+        if let Some(y) = neighbors.into_iter().find(cancels)
+            && residue != 0.0
+        {
+            pairs.push((x, y, residue > 0.0));
+        }
+    }
+    pairs
+}
+
+/// Spec 5.4: of two taps the first product rounds and the second is fused, in each pass; the rounding of the second would
+/// make these pixels exactly 0.
+fn only_the_first_product_rounds() {
+    for (n_out, i) in [(5, 1), (7, 2), (78, 30)] {
+        let taps = masks::antialias_taps(2, n_out, i);
+        assert_eq!((taps.first, taps.weights.len()), (0, 2));
+        for (second, first, foreground) in canceling_pairs(taps.weights[1], taps.weights[0]) {
+            let wide = ImageMeta::stretch(Size::new(n_out as u32, 1), NETWORK).unwrap();
+            let answer = masked(&[&[&[first, second]]]).meta(wide).one();
+            assert_eq!(
+                answer.dense_mask(0).unwrap().unwrap()[i] == 1,
+                foreground,
+                "{first} {second} in a row of {n_out}"
+            );
+            let high = ImageMeta::stretch(Size::new(1, n_out as u32), NETWORK).unwrap();
+            let answer = masked(&[&[&[first], &[second]]]).meta(high).one();
+            assert_eq!(answer.dense_mask(0).unwrap().unwrap()[i] == 1, foreground, "{first} {second} in a column");
+        }
+    }
+}
+
+/// Spec 5.6: of a pair the second product rounds and the first is fused; of the two rows, too.
+fn only_the_second_product_of_a_pair_rounds() {
+    for (n_out, i) in [(5, 1), (7, 2), (78, 30)] {
+        let (lower, upper, weight_0, weight_1) = masks::bilinear_taps(2, n_out, i);
+        assert_eq!((lower, upper), (0, 1));
+        for (first, second, foreground) in canceling_pairs(weight_0, weight_1) {
+            let semantics = Semantics::rf_detr();
+            let wide = ImageMeta::stretch(Size::new(n_out as u32, 1), NETWORK).unwrap();
+            let case = masked(&[&[&[first, second]]]).meta(wide).with_options(|options| options.semantics = semantics);
+            let answer = case.one();
+            assert_eq!(
+                answer.dense_mask(0).unwrap().unwrap()[i] == 1,
+                foreground,
+                "{first} {second} in a row of {n_out}"
+            );
+            let high = ImageMeta::stretch(Size::new(1, n_out as u32), NETWORK).unwrap();
+            let case =
+                masked(&[&[&[first], &[second]]]).meta(high).with_options(|options| options.semantics = semantics);
+            let answer = case.one();
+            assert_eq!(answer.dense_mask(0).unwrap().unwrap()[i] == 1, foreground, "{first} {second} in a column");
+        }
+    }
+}
+
+/// Spec 5.3, 5.6: the product of scale and center is not rounded before the sum. Each enlarging table differs from that
+/// of rounded products somewhere, so the test could tell.
+fn the_center_rounds_once() {
+    for (n_in, n_out) in [(78, 640), (108, 480), (192, 1081), (156, 353), (126, 77)] {
+        let (mut pairs_differ, mut filters_differ) = (0, 0);
+        for i in 0..n_out {
+            let (scale, center) = (n_in as f32 / n_out as f32, i as f32 + 0.5);
+            // The product of two f32 is exact in f64; so are these sums.
+            let exact = f64::from(scale) * f64::from(center);
+            let position = ((exact - 0.5) as f32).max(0.0);
+            let (lower, upper, _, weight) = masks::bilinear_taps(n_in, n_out, i);
+            assert_eq!(lower, position as usize, "{n_in} -> {n_out}, {i}");
+            assert_eq!(upper, (lower + 1).min(n_in - 1));
+            assert_eq!(weight, position - lower as f32, "{n_in} -> {n_out}, {i}");
+            pairs_differ += usize::from((scale * center - 0.5).max(0.0) != position);
+
+            if scale < 1.0 {
+                let taps = masks::antialias_taps(n_in, n_out, i);
+                let raw = |distance: f32| {
+                    let weight = |j: usize| 1.0 - ((j as f32 + distance) + 0.5).abs();
+                    let total = (0..taps.weights.len()).fold(0.0, |sum, j| sum + weight(j));
+                    (0..taps.weights.len()).map(|j| weight(j) / total).collect::<Vec<f32>>()
+                };
+                assert_eq!(taps.weights, raw((taps.first as f64 - exact) as f32), "{n_in} -> {n_out}, {i}");
+                filters_differ += usize::from(taps.weights != raw(taps.first as f32 - scale * center));
+            }
+        }
+        assert!(pairs_differ > 0 || n_in > n_out, "{n_in} -> {n_out}");
+        assert!(filters_differ > n_out / 2 || n_in > n_out, "{n_in} -> {n_out}: {filters_differ}");
+    }
 }
 
 /// The axis tables stay inside their input up to the largest sides that a record may have.
