@@ -73,6 +73,39 @@ impl Axis {
     }
 }
 
+impl Axis {
+    /// The lowest cell that pixel `i` sees. It does not fall from pixel to pixel.
+    pub(crate) fn first_cell(&self, i: usize) -> usize {
+        self.ends(i).0
+    }
+
+    /// One more than the highest cell that pixel `i` sees. It does not fall from pixel to pixel.
+    pub(crate) fn end_cell(&self, i: usize) -> usize {
+        self.ends(i).1 + 1
+    }
+
+    /// The pixels that see a cell of a range.
+    pub(crate) fn pixels_that_see(&self, (first, end): (usize, usize)) -> (usize, usize) {
+        let search = |reached: &dyn Fn(usize) -> bool| {
+            let (mut low, mut high) = (0, self.n_out);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if reached(middle) { high = middle } else { low = middle + 1 }
+            }
+            low
+        };
+        let start = search(&|i| self.end_cell(i) > first);
+        (start, search(&|i| self.first_cell(i) >= end).max(start))
+    }
+
+    /// Taps are in ascending or descending order.
+    fn ends(&self, i: usize) -> (usize, usize) {
+        let taps = self.taps(i);
+        let (a, b) = (taps[0].0 as usize, taps[taps.len() - 1].0 as usize);
+        (a.min(b), a.max(b))
+    }
+}
+
 /// Spec 5.3, profile TC: the three fused operations are nvcc's contractions, and the sums round on their own.
 fn antialias_taps(n_in: usize, n_out: usize, i: usize, taps: &mut Vec<(u32, f32)>) {
     let s = n_in as f32 / n_out as f32;
@@ -123,7 +156,7 @@ impl Groups {
                 taps = &taps[..taps.len() - 1];
             }
             match *taps {
-                [(cell, weight)] if cell == 0 => Some((0, 0.0, weight)),
+                [(0, weight)] => Some((0, 0.0, weight)),
                 [(cell, weight)] if cell as usize == n_in - 1 => Some((n_in, weight, 0.0)),
                 [(a, wa), (b, wb)] if a == b => {
                     Some((n_in, if lower_first { wa } else { wb }, if lower_first { wb } else { wa }))
@@ -257,6 +290,25 @@ mod tests {
         let groups = bilinear.groups.as_ref().unwrap();
         assert_eq!(groups.starts, [0, 0, 4, 6, 9, 10]);
         assert_eq!((groups.cells(1, 4), groups.cells(4, 4)), ((1, 0), (3, 3)));
+    }
+
+    #[test]
+    fn pixels_see_what_their_taps_say() {
+        for (n_in, n_out) in [(1, 1), (1, 7), (5, 3), (40, 9), (9, 40), (33, 33), (200, 1), (64, 63)] {
+            for resize in [MaskResize::Antialias, MaskResize::Bilinear] {
+                let axis = Axis::new(n_in, n_out, resize);
+                for first in 0..n_in {
+                    for end in [first + 1, (first + 3).min(n_in), n_in] {
+                        let (start, stop) = axis.pixels_that_see((first, end));
+                        for i in 0..n_out {
+                            let sees = axis.taps(i).iter().any(|tap| (first..end).contains(&(tap.0 as usize)));
+                            // Without antialias a reduction skips cells, and a pixel may step over the range.
+                            assert!(!sees || (start..stop).contains(&i), "{n_in} -> {n_out}: {first}..{end}, {i}");
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]

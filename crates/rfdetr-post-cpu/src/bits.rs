@@ -19,7 +19,7 @@ pub(crate) fn expand(bits: &[u64], out: &mut [u8]) {
 #[inline(always)]
 fn spread(bits: u8) -> u64 {
     let each = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
-    (each + 0x7f7f_7f7f_7f7f_7f7f | each) >> 7 & 0x0101_0101_0101_0101
+    ((each + 0x7f7f_7f7f_7f7f_7f7f) | each) >> 7 & 0x0101_0101_0101_0101
 }
 
 /// Writes the bits of a row to bit `offset` on of a row of u32 words that is zero there.

@@ -59,6 +59,9 @@ const MAX_WORDS: usize = 4;
 /// Most rows of a group that thresholds can tell apart.
 const MAX_GROUP: usize = 240;
 
+/// Most columns of a group; a cell that wide is no image of a model, and lists of events would grow large.
+const MAX_GROUP_OF_COLUMNS: usize = 1 << 13;
+
 /// Groups whose weights are more than this are searched, not counted.
 const MAX_COUNTED: usize = 4 * LANES;
 
@@ -95,7 +98,7 @@ impl<'a> Grouped<'a> {
     #[inline(always)]
     pub(crate) fn new(window: &Window, [columns, rows]: [&'a Axis; 2]) -> Option<Self> {
         let (columns, rows) = (columns.groups.as_ref()?, rows.groups.as_ref()?);
-        let fits = window.n_h < MAX_WORDS * 64 && rows.largest <= MAX_GROUP && columns.largest < 1 << 22;
+        let fits = window.n_h < MAX_WORDS * 64 && rows.largest <= MAX_GROUP && columns.largest <= MAX_GROUP_OF_COLUMNS;
         (window.ordinary && fits).then_some(Self { columns, rows })
     }
 }

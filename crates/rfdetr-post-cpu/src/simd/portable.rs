@@ -58,7 +58,7 @@ impl Isa for Portable {
 
     #[inline(always)]
     fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32 {
-        mask(values, |v| !(v < min) | (v == f32::NEG_INFINITY))
+        mask(values, |v| v.is_nan() | (v >= min) | (v == f32::NEG_INFINITY))
     }
 
     #[inline(always)]
