@@ -44,6 +44,8 @@ pub struct Geometry {
     column_entries: Global<[u32; 4]>,
     row_entries: Global<[u32; 4]>,
     group_ends: Global<u32>,
+    /// The row groups' copy in shared memory, if there is one.
+    shared_groups: Option<Shared<u32>>,
 }
 
 impl Geometry {
@@ -60,8 +62,29 @@ impl Geometry {
             column_entries: Global::from_address(at),
             row_entries: Global::from_address(at + 16 * args.axes.rows_offset as u64),
             group_ends: Global::from_address(at + 16 * args.axes.groups_offset as u64),
+            shared_groups: None,
             record,
         }
+    }
+
+    /// Copies the row groups to shared memory, if it has room for them.
+    ///
+    /// Callers: every thread of the block. A barrier is owed before they are read.
+    ///
+    /// # Safety
+    /// `groups` has `capacity` words.
+    #[inline(always)]
+    pub unsafe fn share_groups(&mut self, groups: Shared<u32>, capacity: u32) {
+        if self.record.window_h > capacity {
+            return;
+        }
+        let mut r = thread::thread_idx_x();
+        while r < self.record.window_h {
+            // SAFETY: one word a window row.
+            unsafe { groups.store(r, self.group_ends.load(r as usize)) };
+            r += thread::block_dim_x();
+        }
+        self.shared_groups = Some(groups);
     }
 
     /// Whether nothing of the grid shows content: every mask is empty.
@@ -97,7 +120,12 @@ impl Geometry {
     #[inline(always)]
     pub unsafe fn group_end(&self, r: u32) -> u32 {
         // SAFETY: one word a window row.
-        unsafe { self.group_ends.load(r as usize) }
+        unsafe {
+            match self.shared_groups {
+                Some(groups) => groups.load(r),
+                None => self.group_ends.load(r as usize),
+            }
+        }
     }
 }
 
@@ -224,6 +252,10 @@ pub struct Slab {
     pub first_live_row: u32,
     /// Last such row.
     pub last_live_row: u32,
+    /// First column with such a cell.
+    pub first_live_column: u32,
+    /// Last such column.
+    pub last_live_column: u32,
 }
 
 /// A half-open range of window rows or columns.
@@ -239,11 +271,11 @@ impl Slab {
     /// Loads a rectangle of the window; counts the cells of the range `owned` (a range of columns, or of rows if
     /// `owns_rows`) that are not finite.
     ///
-    /// Callers: every thread of the block; valid in all threads. A barrier is owed before the slab, or `counters[0..3]`,
+    /// Callers: every thread of the block; valid in all threads. A barrier is owed before the slab, or `counters[0..5]`,
     /// are used again. Cost: two barriers.
     ///
     /// # Safety
-    /// `cells` has `capacity` words, `counters` three; the spans lie inside the window.
+    /// `cells` has `capacity` words, `counters` five; the spans lie inside the window.
     #[expect(clippy::too_many_arguments, reason = "a rectangle, a range, and two places in shared memory")]
     #[track_caller]
     #[inline(always)]
@@ -252,15 +284,17 @@ impl Slab {
         counters: Shared<u32>,
     ) -> (Self, u32) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        if tid < 3 {
-            // SAFETY: the caller gave three words: first live row, last live row plus one, non-finite cells.
-            unsafe { counters.store(tid, if tid == 0 { u32::MAX } else { 0 }) };
+        if tid < 5 {
+            // SAFETY: the caller gave five words: first live row and column, ends of the live rows and columns, and
+            // non-finite cells.
+            unsafe { counters.store(tid, if tid < 2 { u32::MAX } else { 0 }) };
         }
         thread::sync_threads();
         let num_columns = columns.end - columns.start;
         let len = (rows.end - rows.start) * num_columns;
         let is_shared = len <= capacity;
-        let (mut first_live, mut live_end, mut nonfinite) = (u32::MAX, 0, 0);
+        let (mut first_row, mut row_end, mut nonfinite) = (u32::MAX, 0, 0);
+        let (mut first_column, mut column_end) = (u32::MAX, 0);
         let mut i = tid;
         while i < len {
             // SAFETY: the window has columns.
@@ -273,8 +307,10 @@ impl Slab {
             }
             // NaN and infinities may spoil or make anything, so they are live.
             if !(cell <= 0.0 && cell > f32::NEG_INFINITY) {
-                first_live = first_live.min(r);
-                live_end = live_end.max(r + 1);
+                first_row = first_row.min(r);
+                row_end = row_end.max(r + 1);
+                first_column = first_column.min(c);
+                column_end = column_end.max(c + 1);
                 let owner = if owns_rows { r } else { c };
                 if !cell.is_finite() && owned.start <= owner && owner < owned.end {
                     nonfinite += 1;
@@ -282,19 +318,22 @@ impl Slab {
             }
             i += block;
         }
-        if live_end > 0 {
-            // SAFETY: three words.
+        if row_end > 0 {
+            // SAFETY: five words.
             unsafe {
-                counters.fetch_min(0, first_live);
-                counters.fetch_max(1, live_end);
+                counters.fetch_min(0, first_row);
+                counters.fetch_min(1, first_column);
+                counters.fetch_max(2, row_end);
+                counters.fetch_max(3, column_end);
                 if nonfinite > 0 {
-                    counters.fetch_add(2, nonfinite);
+                    counters.fetch_add(4, nonfinite);
                 }
             }
         }
         thread::sync_threads();
         // SAFETY: written before the barrier.
-        let (first_live, live_end, nonfinite) = unsafe { (counters.load(0), counters.load(1), counters.load(2)) };
+        let [first_row, first_column, row_end, column_end, nonfinite] =
+            unsafe { [0, 1, 2, 3, 4].map(|i| counters.load(i)) };
         let slab = Self {
             window,
             cells,
@@ -302,8 +341,10 @@ impl Slab {
             first_row: rows.start,
             first_column: columns.start,
             num_columns,
-            first_live_row: first_live,
-            last_live_row: live_end.wrapping_sub(1),
+            first_live_row: first_row,
+            last_live_row: row_end.wrapping_sub(1),
+            first_live_column: first_column,
+            last_live_column: column_end.wrapping_sub(1),
         };
         (slab, nonfinite)
     }
@@ -321,6 +362,8 @@ impl Slab {
             num_columns: 0,
             first_live_row: u32::MAX,
             last_live_row: 0,
+            first_live_column: u32::MAX,
+            last_live_column: 0,
         }
     }
 
@@ -328,6 +371,14 @@ impl Slab {
     #[inline(always)]
     pub fn is_dead(&self) -> bool {
         self.first_live_row == u32::MAX
+    }
+
+    /// Whether a column can have foreground pixels.
+    #[inline(always)]
+    pub fn is_live(&self, column: &Taps) -> bool {
+        !self.is_dead()
+            && column.first <= self.last_live_column
+            && column.first + column.count > self.first_live_column
     }
 
     /// # Safety

@@ -125,11 +125,16 @@ unsafe fn band(args: &MaskArgs, params: Params, image: u32, slot: u32, band_idx:
                     let canvas_x = 32 * word + warp::lane_id();
                     // One bit a row of the band; rows outside the content stay background.
                     let mut column = 0;
-                    if canvas_x >= record.offset_x && canvas_x < record.offset_x + record.content_w {
+                    if near_live_columns(&geometry, &slab, 32 * word)
+                        && canvas_x >= record.offset_x
+                        && canvas_x < record.offset_x + record.content_w
+                    {
                         let shift = record.offset_y + y0 - top;
                         let mut changes = 0u32;
                         let taps = geometry.column(canvas_x - record.offset_x);
-                        slab.walk(&geometry, &taps, y0, y1, |y| changes ^= u32::MAX << (y - y0));
+                        if slab.is_live(&taps) {
+                            slab.walk(&geometry, &taps, y0, y1, |y| changes ^= u32::MAX << (y - y0));
+                        }
                         let height = y1 - y0;
                         let content = if height == 32 { u32::MAX } else { (1 << height) - 1 };
                         column = (changes & content) << shift;
@@ -170,6 +175,17 @@ unsafe fn band(args: &MaskArgs, params: Params, image: u32, slot: u32, band_idx:
         }
         true
     }
+}
+
+/// Whether any of 32 canvas columns from `canvas_x` on may be made of live cells: an estimate that is never wrong when it
+/// says no, and needs no table. The filter reaches `support` cells from a center; rounding is far below the cell added.
+#[inline(always)]
+fn near_live_columns(geometry: &Geometry, slab: &Slab, canvas_x: u32) -> bool {
+    let x = canvas_x as f32 - geometry.record.offset_x as f32;
+    let reach = geometry.columns.support + 1.5;
+    let first = x * geometry.columns.scale - reach;
+    let last = (x + 32.0) * geometry.columns.scale + reach;
+    first <= slab.last_live_column as f32 && last >= slab.first_live_column as f32
 }
 
 /// Transposes a 32 x 32 bit matrix: bit `y` of lane `x` becomes bit `x` of lane `y`.

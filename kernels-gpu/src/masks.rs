@@ -12,8 +12,8 @@ use crate::{
     simt::{fence, global::Global, params::Params, shared::Shared, thread, warp},
 };
 
-/// Words of the counters that this module uses; the first three are the slab's.
-const BROADCAST: u32 = 4;
+/// Words of the counters that this module uses; the first five are the slab's.
+const BROADCAST: u32 = 5;
 /// Area, then left, top, right, bottom of a mask.
 const STATS: u32 = 16;
 

@@ -13,7 +13,7 @@
 //! strip of a mask encodes them. A strip with more transitions than its room says so, and that block then walks the
 //! whole mask itself: slower, but the answer is the same.
 
-use rfdetr_post_core::packed::{FLAG_RLE_STRING, ImageHeader, MaskArgs, shared::masks as layout};
+use rfdetr_post_core::packed::{FLAG_RLE_STRING, ImageHeader, MAX_MASK_SIDE, MaskArgs, shared::masks as layout};
 
 use crate::{
     columns::{Geometry, Slab, Span, Taps, Window},
@@ -89,34 +89,24 @@ impl Encoder {
         let transitions = self.scratch.transitions;
         let mut base = 0;
         while base < len {
-            let i = base + tid;
-            let (mut value, mut num_chars) = (0, 0);
-            if i < len {
-                // SAFETY: `i` is in the window, three words further on.
-                let [t3, t2, t1, t0] = unsafe { [0, 1, 2, 3].map(|k| transitions.load(i + k)) };
-                let count = t0 - t1;
-                let idx = self.num_counts + i;
-                if idx % 2 == 1 {
-                    self.add_run(t1, t0);
-                }
-                if self.is_string {
-                    value = count as i32;
-                    if idx > 2 {
-                        value -= (t2 - t3) as i32;
-                    }
-                    // Five bits a character, and one bit for the sign.
-                    let magnitude = if value < 0 { !value } else { value } as u32;
-                    num_chars = (32 - magnitude.leading_zeros() + 1).div_ceil(5);
-                } else if idx < self.capacity {
-                    // SAFETY: below the capacity.
-                    unsafe { Global::<u32>::from_address(self.payload_at).store(idx as usize, count) };
-                }
-            }
+            // Four in a row for each thread: one prefix sum then orders four times as many.
+            let first = base + 4 * tid;
+            let at = |i: u32| {
+                // SAFETY: three words before the window, then the window.
+                if first + i < len + 3 { unsafe { transitions.load(first + i) } } else { 0 }
+            };
+            let [t0, t1, t2, t3, t4, t5, t6] = [0, 1, 2, 3, 4, 5, 6].map(at);
+            let coded = [
+                self.code(first, len, [t0, t1, t2, t3]),
+                self.code(first + 1, len, [t1, t2, t3, t4]),
+                self.code(first + 2, len, [t2, t3, t4, t5]),
+                self.code(first + 3, len, [t3, t4, t5, t6]),
+            ];
             if self.is_string {
-                // SAFETY: the stage has room for six characters a thread and 15 left over.
-                unsafe { self.write_text(value, num_chars) };
+                // SAFETY: the stage has room for 24 characters a thread and 15 left over.
+                unsafe { self.write_text(coded) };
             }
-            base += block;
+            base += 4 * block;
         }
         self.num_counts += len;
         thread::sync_threads();
@@ -133,6 +123,31 @@ impl Encoder {
         thread::sync_threads();
     }
 
+    /// Codes the count that ends with transition `i` of the window, the last of four transitions in a row: the value and
+    /// its number of characters. Counts of foreground go to area and box; uncompressed counts to the payload.
+    #[inline(always)]
+    fn code(&mut self, i: u32, len: u32, [t3, t2, t1, t0]: [u32; 4]) -> (i32, u32) {
+        if i >= len {
+            return (0, 0);
+        }
+        let count = t0 - t1;
+        let idx = self.num_counts + i;
+        if idx % 2 == 1 {
+            self.add_run(t1, t0);
+        }
+        if !self.is_string {
+            if idx < self.capacity {
+                // SAFETY: below the capacity.
+                unsafe { Global::<u32>::from_address(self.payload_at).store(idx as usize, count) };
+            }
+            return (0, 0);
+        }
+        let value = if idx > 2 { count as i32 - (t2 - t3) as i32 } else { count as i32 };
+        // Five bits a character, and one bit for the sign.
+        let magnitude = if value < 0 { !value } else { value } as u32;
+        (value, (32 - magnitude.leading_zeros() + 1).div_ceil(5))
+    }
+
     /// Counts the foreground run from position `start` to `end`.
     #[inline(always)]
     fn add_run(&mut self, start: u32, end: u32) {
@@ -143,28 +158,36 @@ impl Encoder {
         self.stats.add(end - start, [first_x, top, last_x + 1, bottom]);
     }
 
-    /// Appends `num_chars` characters of `value` behind those of the threads below; sends whole words on their way.
+    /// Appends four coded values behind those of the threads below; sends whole words on their way.
     ///
     /// # Safety
-    /// Every thread of the block calls this; `num_chars` is at most 6.
+    /// Every thread of the block calls this; a value has at most 6 characters.
     #[track_caller]
     #[inline(always)]
-    unsafe fn write_text(&mut self, value: i32, num_chars: u32) {
+    unsafe fn write_text(&mut self, coded: [(i32, u32); 4]) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
         let (stage, stage_words) = (self.scratch.stage, self.scratch.stage_words);
         // SAFETY: barriers separate the uses of scan scratch and stage; the payload is not written past its capacity.
         unsafe {
-            let (before, total) = block_exclusive_add(num_chars, masks::scratch());
+            let [(_, n0), (_, n1), (_, n2), (_, n3)] = coded;
+            let (before, total) = block_exclusive_add(n0 + n1 + n2 + n3, masks::scratch());
             let mut at = self.staged + before;
-            let mut rest = value;
-            let mut left = num_chars;
-            while left > 0 {
-                left -= 1;
-                let more = if left > 0 { 32 } else { 0 };
-                stage.store(at, (48 + (rest & 31) + more) as u8);
-                rest >>= 5;
-                at += 1;
-            }
+            let mut write = |(value, num_chars): (i32, u32)| {
+                let mut rest = value;
+                let mut left = num_chars;
+                while left > 0 {
+                    left -= 1;
+                    let more = if left > 0 { 32 } else { 0 };
+                    stage.store(at, (48 + (rest & 31) + more) as u8);
+                    rest >>= 5;
+                    at += 1;
+                }
+            };
+            let [c0, c1, c2, c3] = coded;
+            write(c0);
+            write(c1);
+            write(c2);
+            write(c3);
             thread::sync_threads();
             let len = self.staged + total;
             let num_words = len / 16;
@@ -276,7 +299,8 @@ unsafe fn strip(
     // SAFETY: image, slot and item are of this launch; shared memory is used inside its layout; barriers separate the
     // phases of a batch.
     unsafe {
-        let geometry = Geometry::new(args, masks::record(args, params, image), image);
+        let mut geometry = Geometry::new(args, masks::record(args, params, image), image);
+        geometry.share_groups(Shared::at(layout::GROUPS), MAX_MASK_SIDE);
         let record = &geometry.record;
         let row = masks::row_idx(args, image, slot);
         let window = Window::new(args, record, image, masks::query_of(args, row));
@@ -306,7 +330,7 @@ unsafe fn strip(
             Global::<u32>::from_address(args.strips_at + 4 * item as u64 * args.strip_capacity as u64)
         };
 
-        // The strip that is merged; none while columns are walked.
+        // Transitions of all strips while they are merged; none while columns are walked.
         let mut merged = None;
         let mut next_column = columns.start;
         // State of the last row of the column before the chunk.
@@ -318,7 +342,7 @@ unsafe fn strip(
             // Does a run that reaches the content's last pixel end there, short of the mask's end?
             let ends_early = before_chunk && record.offset_x + content_w < record.width;
             let mut total = match merged {
-                Some(k) => lens.load((first_item + k) as usize),
+                Some(total) => total,
                 None if owns_end => 1 + ends_early as u32,
                 None => 0,
             };
@@ -351,7 +375,13 @@ unsafe fn strip(
                     masks::add_nonfinite(args, image, nonfinite);
                 }
             }
-            let is_walked = is_column && !slab.is_dead();
+            if is_chunk && slab.is_dead() && !before_chunk && !has_ghost {
+                // Nothing here, and nothing ends here.
+                next_column = x1;
+                thread::sync_threads();
+                continue;
+            }
+            let is_walked = is_column && slab.is_live(&column);
 
             // The first pass counts a column's transitions and keeps a few, later ones place them, a window at a time.
             let mut is_counted = !is_chunk;
@@ -368,7 +398,8 @@ unsafe fn strip(
                     }
                 };
                 let mut ends_foreground = false;
-                if is_walked && (!is_counted || num_transitions > layout::COLUMN_KEEPS) {
+                let is_in_window = first_idx < start + window_len && first_idx + num_transitions > start;
+                if is_walked && (!is_counted || num_transitions > layout::COLUMN_KEEPS && is_in_window) {
                     let mut seen = 0;
                     let mut visit = |y: u32| {
                         if y == 0 {
@@ -418,11 +449,19 @@ unsafe fn strip(
                     is_counted = true;
                     continue;
                 }
-                if let Some(k) = merged {
+                if merged.is_some() {
                     let mut i = tid;
                     while i < window_len {
-                        let transition = room(first_item + k).load((start + i) as usize);
-                        scratch.transitions.store(3 + i, transition);
+                        // The last strip that begins at or before the transition.
+                        let (mut k, mut step) = (0, MAX_STRIPS / 2);
+                        while step > 0 {
+                            if k + step < num_strips && scratch.kept.load(k + step) <= start + i {
+                                k += step;
+                            }
+                            step /= 2;
+                        }
+                        let within = start + i - scratch.kept.load(k);
+                        scratch.transitions.store(3 + i, room(first_item + k).load(within as usize));
                         i += block;
                     }
                 } else if is_end {
@@ -460,14 +499,7 @@ unsafe fn strip(
                 thread::sync_threads();
                 continue;
             }
-            if let Some(k) = merged {
-                if k + 1 == num_strips {
-                    break;
-                }
-                merged = Some(k + 1);
-                continue;
-            }
-            if is_direct {
+            if is_direct || merged.is_some() {
                 break;
             }
             if tid == 0 {
@@ -476,14 +508,13 @@ unsafe fn strip(
             if !masks::is_last_part(args, row, num_strips) {
                 return false;
             }
-            let mut fits = true;
-            let mut k = 0;
-            while k < num_strips {
-                fits &= lens.load((first_item + k) as usize) <= args.strip_capacity;
-                k += 1;
+            let len = if tid < num_strips { lens.load((first_item + tid) as usize) } else { 0 };
+            let (before, total) = block_exclusive_add(len, masks::scratch());
+            if tid < num_strips {
+                scratch.kept.store(tid, before);
             }
-            if fits {
-                merged = Some(0);
+            if !thread::sync_threads_or(len > args.strip_capacity) {
+                merged = Some(total);
             } else {
                 columns = Span { start: 0, end: content_w };
                 (next_column, before_chunk, handed) = (0, false, 0);

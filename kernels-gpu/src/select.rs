@@ -17,7 +17,7 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, ResultHeader, SelectArgs,
+    DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, ResultHeader, SelectArgs,
     shared::{COUNTERS, SCAN, select as layout},
 };
 
@@ -36,7 +36,7 @@ use crate::{
     },
 };
 
-/// Logits that a thread has in flight.
+/// Fours of logits that a thread has in flight.
 const UNROLL: u32 = 4;
 
 /// Words of the counters.
@@ -61,6 +61,8 @@ struct Candidates {
     first: usize,
     num_pairs: u32,
     uses_torch: bool,
+    /// Logits can be loaded four at a time.
+    is_vector: bool,
     min_logit: f32,
     min_threshold: f32,
 }
@@ -79,32 +81,81 @@ impl Candidates {
         }
     }
 
-    /// Calls `visit(k, logit, exists)` for every pair, the same number of times in every thread of the block.
+    /// Whether a logit may be a hit, or is counted for the health record.
+    #[inline(always)]
+    fn is_interesting(&self, logit: f32) -> bool {
+        // True for NaN, and for every logit if the bound is NaN.
+        self.uses_torch || !(logit < self.min_logit) || logit == f32::NEG_INFINITY
+    }
+
+    /// Four logits from pair `4 * v` on; zeros behind the last pair.
+    ///
+    /// # Safety
+    /// As [`select`].
+    #[inline(always)]
+    unsafe fn load_four(&self, v: u32) -> [f32; 4] {
+        let k = 4 * v;
+        // SAFETY: every pair that is read is one of this image.
+        unsafe {
+            if self.is_vector && k < self.num_pairs {
+                return Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize);
+            }
+            let load = |k: u32| {
+                if k < self.num_pairs { load_element(self.logits_at, self.dtype, self.first + k as usize) } else { 0.0 }
+            };
+            [load(k), load(k + 1), load(k + 2), load(k + 3)]
+        }
+    }
+
+    /// Calls `visit(k, logit, exists)` for every pair that may be a hit, and for some others, in all lanes of a warp
+    /// together.
     ///
     /// # Safety
     /// The logits are those that the launcher vouched for.
     #[inline(always)]
     unsafe fn for_each(&self, mut visit: impl FnMut(u32, f32, bool)) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let load = |k: u32| {
-            // SAFETY: `k` is a pair of this image.
-            if k < self.num_pairs { unsafe { load_element(self.logits_at, self.dtype, self.first + k as usize) } } else { 0.0 }
-        };
+        let num_fours = self.num_pairs.div_ceil(4);
         let mut base = 0;
-        while base < self.num_pairs {
+        while base < num_fours {
             // All loads are issued before the first is used. Written out: an array would have to be indexed.
-            let k = base + tid;
-            let (k0, k1, k2, k3) = (k, k + block, k + 2 * block, k + 3 * block);
-            let (x0, x1, x2, x3) = (load(k0), load(k1), load(k2), load(k3));
+            let v = base + tid;
+            // SAFETY: the caller vouches for the logits.
+            let (x0, x1, x2, x3) = unsafe {
+                (
+                    self.load_four(v),
+                    self.load_four(v + block),
+                    self.load_four(v + 2 * block),
+                    self.load_four(v + 3 * block),
+                )
+            };
             let mut i = 0;
             while i < UNROLL {
-                let (k, x) = match i {
-                    0 => (k0, x0),
-                    1 => (k1, x1),
-                    2 => (k2, x2),
-                    _ => (k3, x3),
+                let [a, b, c, d] = match i {
+                    0 => x0,
+                    1 => x1,
+                    2 => x2,
+                    _ => x3,
                 };
-                visit(k, x, k < self.num_pairs);
+                let k = 4 * (v + i * block);
+                let any = self.is_interesting(a)
+                    || self.is_interesting(b)
+                    || self.is_interesting(c)
+                    || self.is_interesting(d);
+                // Nearly always nobody has anything, and four logits cost four comparisons.
+                if warp::warp_vote_any(FULL_MASK, any && k < self.num_pairs) {
+                    let mut j = 0;
+                    while j < 4 {
+                        let logit = match j {
+                            0 => a,
+                            1 => b,
+                            2 => c,
+                            _ => d,
+                        };
+                        visit(k + j, logit, k + j < self.num_pairs);
+                        j += 1;
+                    }
+                }
                 i += 1;
             }
             base += UNROLL * block;
@@ -133,10 +184,14 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         )
     };
     let num_pairs = args.num_queries * args.num_classes;
+    let first = image as usize * num_pairs as usize;
     let candidates = Candidates {
         logits_at: args.logits_at,
         dtype: args.logits_dtype,
-        first: image as usize * num_pairs as usize,
+        first,
+        is_vector: args.logits_dtype == DTYPE_F32
+            && num_pairs.is_multiple_of(4)
+            && (args.logits_at + 4 * first as u64).is_multiple_of(16),
         num_pairs,
         uses_torch: args.flags & FLAG_TORCH_SCORE != 0,
         min_logit: args.min_logit,

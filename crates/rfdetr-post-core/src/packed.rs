@@ -406,7 +406,7 @@ pub mod shared {
         /// Run lengths: characters on their way out.
         pub const STAGE: u32 = (TRANSITIONS + 4 * (WINDOW + 3)).next_multiple_of(16);
         /// Size for `rfdetr_masks_rle`.
-        pub const RLE_BYTES: u32 = STAGE + 16 + 6 * MAX_THREADS;
+        pub const RLE_BYTES: u32 = STAGE + 16 + 4 * 6 * MAX_THREADS;
 
         /// Dense masks: words of the bit matrix of one band: 16 rows of the widest image.
         pub const BAND_WORDS: u32 = 16 * (super::super::MAX_IMAGE_SIDE / 32 + 1);
