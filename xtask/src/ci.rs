@@ -140,8 +140,11 @@ fn features() -> Result<Outcome> {
     cargo(&["check", "--locked", "-p", "rfdetr-post-core", "--no-default-features"])?;
     // `no_std` with an allocator.
     cargo(&["check", "--locked", "-p", "rfdetr-post-core", "--no-default-features", "--features", "alloc"])?;
-    // The library without the command line.
-    cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features"])?;
+    // The library without the command line and without the GPU, which then says why it takes the CPU.
+    cargo(&["test", "--locked", "-p", "rfdetr-post", "--no-default-features", "--lib"])?;
+    // The command line without the GPU, and the GPU without the command line.
+    cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cli"])?;
+    cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cuda"])?;
     // The facade's third implementation against the published `cuda_std`.
     cargo(&["check", "--locked", "-p", "rfdetr-post-kernels", "--features", "cuda-std"])?;
     Ok(Outcome::Passed)

@@ -25,14 +25,47 @@
 //! }
 //! # assert_eq!(detections.images[0].rows.len(), 1);
 //! # assert_eq!(detections.images[0].rows[0].class_id, 3);
-//! # Ok::<(), rfdetr_post::Error>(())
+//! # Ok::<(), rfdetr_post::ProcessError>(())
 //! ```
 //!
-//! The command line of the same name is behind the feature `cli`, which is on by default; libraries turn it off.
+//! [`Postprocessor::auto`] takes a GPU if there is one. Outputs that are on the device already are best left there:
+//! `cuda::CudaPostprocessor` takes device pointers and a stream.
+//!
+//! The command line of the same name is behind the feature `cli`, the GPU behind `cuda`. Both are on by default; libraries
+//! turn the first off. The second needs no CUDA, neither to build nor to run: libcuda is looked for at run time.
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "cuda")]
+mod gpu;
 
 pub use rfdetr_post_core::*;
 pub use rfdetr_post_cpu::{ConfigError, CpuConfig, CpuPostprocessor, SimdLevel, Threads};
+
+#[cfg(feature = "cuda")]
+pub use rfdetr_post_cuda as cuda;
+
+/// Why a batch has no answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// Bad input, or a request that the back end cannot serve.
+    #[error(transparent)]
+    Request(#[from] Error),
+    /// The GPU or its driver failed.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(cuda::Error),
+}
+
+#[cfg(feature = "cuda")]
+impl From<cuda::Error> for ProcessError {
+    fn from(error: cuda::Error) -> Self {
+        match error {
+            cuda::Error::Request(error) => Self::Request(error),
+            error => Self::Cuda(error),
+        }
+    }
+}
 
 /// Computes detections on one back end. Build it once, use it for any number of batches.
 ///
@@ -40,12 +73,21 @@ pub use rfdetr_post_cpu::{ConfigError, CpuConfig, CpuPostprocessor, SimdLevel, T
 #[derive(Debug)]
 pub struct Postprocessor {
     backend: Backend,
+    fallback_reason: Option<String>,
 }
 
 #[derive(Debug)]
 enum Backend {
     Cpu(Box<CpuPostprocessor>),
     Reference,
+    #[cfg(feature = "cuda")]
+    Cuda(Box<gpu::Gpu>),
+}
+
+impl From<Backend> for Postprocessor {
+    fn from(backend: Backend) -> Self {
+        Self { backend, fallback_reason: None }
+    }
 }
 
 impl Postprocessor {
@@ -60,27 +102,101 @@ impl Postprocessor {
     ///
     /// Errors: instructions that the machine lacks; threads that cannot be started.
     pub fn cpu_with(config: CpuConfig) -> std::result::Result<Self, ConfigError> {
-        Ok(Self { backend: Backend::Cpu(Box::new(CpuPostprocessor::new(config)?)) })
+        Ok(Backend::Cpu(Box::new(CpuPostprocessor::new(config)?)).into())
     }
 
     /// The plain loops that judge every other back end. Slow; for tests and doubts.
     pub const fn reference() -> Self {
-        Self { backend: Backend::Reference }
+        Self { backend: Backend::Reference, fallback_reason: None }
     }
 
-    /// The back end's name: `cpu` or `reference`.
+    /// GPU 0 if there is a driver and a GPU that the kernels run on, otherwise the CPU; [`fallback_reason`] then says why.
+    ///
+    /// The choice is made here, once: an error of the GPU later is an error, never a quiet change of the back end.
+    ///
+    /// [`fallback_reason`]: Self::fallback_reason
+    pub fn auto() -> Self {
+        Self::gpu_0().unwrap_or_else(|reason| Self { fallback_reason: Some(reason), ..Self::cpu() })
+    }
+
+    /// Like [`auto`](Self::auto), with the CPU as `config` says.
+    ///
+    /// Errors: those of [`cpu_with`](Self::cpu_with), if it comes to that.
+    pub fn auto_with(config: CpuConfig) -> std::result::Result<Self, ConfigError> {
+        match Self::gpu_0() {
+            Ok(gpu) => Ok(gpu),
+            Err(reason) => Ok(Self { fallback_reason: Some(reason), ..Self::cpu_with(config)? }),
+        }
+    }
+
+    /// GPU 0, or why not.
+    fn gpu_0() -> std::result::Result<Self, String> {
+        #[cfg(feature = "cuda")]
+        return Self::cuda_on(0).map_err(|error| error.to_string());
+        #[cfg(not(feature = "cuda"))]
+        Err("built without the feature `cuda`".to_owned())
+    }
+
+    /// A GPU, planned for `config.spec`. Requests that do not fit are planned for when they come: see [`cuda_on`].
+    ///
+    /// Errors: those of `CudaPostprocessor::new`.
+    ///
+    /// [`cuda_on`]: Self::cuda_on
+    #[cfg(feature = "cuda")]
+    pub fn cuda(config: cuda::CudaConfig) -> std::result::Result<Self, cuda::Error> {
+        Ok(Backend::Cuda(Box::new(gpu::Gpu::new(config)?)).into())
+    }
+
+    /// A GPU by its ordinal, for requests of any size.
+    ///
+    /// The kernels are loaded here. The first request is planned for: buffers are allocated and graphs captured, which
+    /// takes milliseconds. So is every later one with other options, another model, a larger batch or a larger image;
+    /// all others take microseconds and allocate nothing on the GPU. Those who know the largest request plan for it with
+    /// `Postprocessor::cuda`.
+    ///
+    /// Errors: no driver, no such device, a device that the kernels do not run on.
+    #[cfg(feature = "cuda")]
+    pub fn cuda_on(ordinal: usize) -> std::result::Result<Self, cuda::Error> {
+        Ok(Backend::Cuda(Box::new(gpu::Gpu::on(ordinal)?)).into())
+    }
+
+    /// Why [`auto`](Self::auto) took the CPU; none if it did not have to, or was not asked.
+    pub fn fallback_reason(&self) -> Option<&str> {
+        self.fallback_reason.as_deref()
+    }
+
+    /// Plans the room of one run-length mask on a GPU, in bytes or counts, from the next request on: what
+    /// [`Error::Capacity`] says is needed. Nothing is ever truncated, and nothing is planned again by itself.
+    /// The other back ends have room for everything.
+    pub fn set_mask_capacity(&mut self, capacity: u32) {
+        match &mut self.backend {
+            Backend::Cpu(_) | Backend::Reference => {}
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpu) => gpu.set_mask_capacity(capacity),
+        }
+    }
+
+    /// The back end's name: `cpu`, `reference` or `cuda`.
     pub const fn backend(&self) -> &'static str {
         match self.backend {
             Backend::Cpu(_) => "cpu",
             Backend::Reference => "reference",
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(_) => "cuda",
         }
     }
 
     /// Computes the detections of a batch: one entry an image, best score first.
     ///
     /// Shapes: those of [`Tensors`]; `metas` holds one record an image.
-    /// Errors: those of [`Request::new`], and masks that do not fit into memory.
-    pub fn process(&mut self, tensors: &Tensors<'_>, metas: &[ImageMeta], options: &Options) -> Result<Detections> {
+    /// Errors: those of [`Request::new`], and masks that do not fit into memory. On a GPU also sizes beyond the kernels'
+    /// ([`Error::Limit`]), a mask longer than its room ([`Error::Capacity`]), and what the driver says.
+    pub fn process(
+        &mut self,
+        tensors: &Tensors<'_>,
+        metas: &[ImageMeta],
+        options: &Options,
+    ) -> std::result::Result<Detections, ProcessError> {
         let mut detections = Detections::default();
         self.process_into(tensors, metas, options, &mut detections)?;
         Ok(detections)
@@ -95,15 +211,15 @@ impl Postprocessor {
         metas: &[ImageMeta],
         options: &Options,
         detections: &mut Detections,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), ProcessError> {
         let request = Request::new(*tensors, metas, options)?;
         match &mut self.backend {
-            Backend::Cpu(cpu) => cpu.process_into(&request, detections),
-            Backend::Reference => {
-                *detections = reference::process(&request)?;
-                Ok(())
-            }
+            Backend::Cpu(cpu) => cpu.process_into(&request, detections)?,
+            Backend::Reference => *detections = reference::process(&request)?,
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpu) => *detections = gpu.process(&request)?,
         }
+        Ok(())
     }
 }
 
@@ -147,6 +263,39 @@ mod tests {
                 assert_eq!(reused, expected);
             }
         }
-        assert!(matches!(cpu.process(&tensors, &[], &Options::default()), Err(Error::MetaCount { .. })));
+        let error = cpu.process(&tensors, &[], &Options::default()).unwrap_err();
+        assert!(matches!(error, ProcessError::Request(Error::MetaCount { .. })));
+        assert!(cpu.fallback_reason().is_none());
+    }
+
+    /// With and without a GPU: there is always an answer, and always a reason for the CPU.
+    #[test]
+    fn auto_says_why_it_took_the_cpu() {
+        let mut auto = Postprocessor::auto();
+        assert_eq!(auto.fallback_reason().is_some(), auto.backend() == "cpu", "{:?}", auto.fallback_reason());
+        auto.set_mask_capacity(4096);
+        let tensors = Tensors {
+            boxes: Tensor::new(&[0.5f32; 8][..], &[1, 2, 4]),
+            logits: Tensor::new(&[1.0f32, -9.0][..], &[1, 2, 1]),
+            masks: None,
+        };
+        let metas = [ImageMeta::stretch(Size::new(60, 41), Size::new(32, 24)).unwrap()];
+        assert_eq!(auto.process(&tensors, &metas, &Options::default()).unwrap().images[0].len(), 1);
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn without_the_feature_auto_names_it() {
+        assert_eq!(Postprocessor::auto().fallback_reason(), Some("built without the feature `cuda`"));
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_missing_gpu_is_a_typed_error() {
+        let count = cuda::device_count().unwrap_or(0);
+        match Postprocessor::cuda_on(count).unwrap_err() {
+            cuda::Error::NoDevice { ordinal, count } => assert_eq!(ordinal, count),
+            error => assert!(count == 0 && !error.to_string().is_empty(), "{error}"),
+        }
     }
 }

@@ -674,6 +674,36 @@ fn info_lists_models_and_back_ends() {
     assert_eq!(json["backends"][0]["name"], "cpu");
 }
 
+/// With and without a GPU: `auto` always works, and `cuda` does or says why not.
+#[test]
+fn devices_work_or_say_why_not() {
+    let bench = Bench::with_input();
+    let expected = bench.detections(&["a.npz", "--device", "cpu"]);
+    let summary = bench.summary(&["a.npz", "--device", "auto"]);
+    assert_eq!(bench.json("out/detections.json").as_array().unwrap(), &expected);
+    let info: Value = serde_json::from_str(&bench.run(&["info", "--json"]).stdout).unwrap();
+    let reason = &info["gpus"]["none"]["reason"];
+    if reason.is_null() {
+        assert_eq!(summary["backend"], "cuda");
+        assert_eq!(bench.detections(&["a.npz", "--device", "cuda"]), expected);
+        assert_eq!(bench.run(&["info", "--device", "cuda"]).code, 0);
+    } else {
+        assert_eq!((&summary["backend"], &summary["fallback_reason"]), (&json!("cpu"), reason));
+        let reason = reason.as_str().unwrap();
+        assert!(bench.run(&["demo", "--device", "auto"]).stdout.contains(&format!("no GPU:   {reason}\n")));
+        assert!(bench.run(&["info"]).stdout.contains(&format!("no GPU: {reason}\n")));
+        for args in
+            [&["run", "a.npz", "--device", "cuda"][..], &["demo", "--device", "cuda:0"], &["info", "--device", "cuda"]]
+        {
+            bench.fails(args, 1, reason);
+        }
+    }
+    bench.fails(&["demo", "--device", "cuda:99"], 1, "--device: ");
+    bench.fails(&["demo", "--device", "gpu"], 2, "`gpu`: expected auto, cpu, cuda or cuda:N");
+    bench.fails(&["run", "a.npz", "--device", "auto", "--backend", "reference"], 2, "--backend reference computes on");
+    assert_eq!(bench.run(&["info", "--device", "cpu"]).code, 0);
+}
+
 #[test]
 fn damaged_inputs_never_panic() {
     let bench = Bench::with_input();

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cuda")]
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rfdetr_post::{MaskFormat, Size, StaticCrop};
+use rfdetr_post::{CpuConfig, MaskFormat, Postprocessor, Size, StaticCrop};
 
 use super::{
     config::{self, ClassesSpec, OptionsPatch, SemanticsSpec, ThresholdSpec},
@@ -116,7 +118,10 @@ pub struct RunArgs {
     /// Inputs processed at the same time; default: one a processor
     #[arg(long, value_name = "N", help_heading = "Execution", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
-    /// What computes; all back ends give the same bits
+    /// Where to compute; all devices give the same bits
+    #[command(flatten)]
+    pub device: DeviceFlag,
+    /// What computes on the CPU
     #[arg(long, value_enum, help_heading = "Execution", default_value_t = BackendArg::Cpu)]
     pub backend: BackendArg,
 }
@@ -127,6 +132,9 @@ pub struct DemoArgs {
     /// Flags of the output.
     #[command(flatten)]
     pub output: OutputArgs,
+    /// Where to compute.
+    #[command(flatten)]
+    pub device: DeviceFlag,
 }
 
 /// Flags of `info`.
@@ -135,6 +143,9 @@ pub struct InfoArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Exit with 1 unless this device can be used: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", value_parser = with_causes(DeviceArg::parse))]
+    pub device: Option<DeviceArg>,
 }
 
 /// How the images became network inputs.
@@ -240,7 +251,57 @@ impl FormatArg {
     }
 }
 
+/// The flag that `run` and `demo` share.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DeviceFlag {
+    /// Where to compute; all give the same bits: cpu, cuda or cuda:N (a GPU), auto (a GPU if there is one)
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        help_heading = "Execution",
+        default_value = "cpu",
+        value_parser = with_causes(DeviceArg::parse)
+    )]
+    pub device: DeviceArg,
+}
+
 /// Where computing happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// A GPU if there is one, otherwise the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU by its ordinal.
+    Cuda(usize),
+}
+
+impl DeviceArg {
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let ordinal = text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        match (text, ordinal) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(ordinal)) => Ok(Self::Cuda(ordinal)),
+            _ => Err(anyhow::anyhow!("`{text}`: expected auto, cpu, cuda or cuda:N")),
+        }
+    }
+
+    /// A postprocessor on this device; on the CPU as `config` says.
+    pub fn postprocessor(self, config: CpuConfig) -> anyhow::Result<Postprocessor> {
+        match self {
+            Self::Cpu => Ok(Postprocessor::cpu_with(config)?),
+            Self::Auto => Ok(Postprocessor::auto_with(config)?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ordinal) => Postprocessor::cuda_on(ordinal).context("--device"),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => anyhow::bail!("--device: this program was built without the feature `cuda`"),
+        }
+    }
+}
+
+/// What computes on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BackendArg {
     /// The fast path on the CPU
@@ -282,6 +343,15 @@ fn with_causes<T>(
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn devices_parse() {
+        let parse = |text| DeviceArg::parse(text).ok();
+        assert_eq!(parse("auto"), Some(DeviceArg::Auto));
+        assert_eq!(parse("cpu"), Some(DeviceArg::Cpu));
+        assert_eq!((parse("cuda"), parse("cuda:3")), (Some(DeviceArg::Cuda(0)), Some(DeviceArg::Cuda(3))));
+        assert_eq!([parse("gpu"), parse("cuda:"), parse("cuda:-1"), parse("")], [None; 4]);
+    }
 
     #[test]
     fn flags_are_consistent() {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use rfdetr_post::Postprocessor;
+use rfdetr_post::{CpuConfig, Threads};
 
 use super::{
     args::DemoArgs,
@@ -23,9 +23,10 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
     run::make_out(&args.output.out)?;
     let patch = OptionsPatch { classes: Some(parse_classes("coco91-ids")?), ..OptionsPatch::default() };
     let flags = Flags { patch, overlay: true, out: args.output.out.clone(), ..Flags::default() };
-    let mut postprocessor = Postprocessor::cpu();
+    let config = CpuConfig { threads: Threads::All, ..CpuConfig::default() };
+    let mut postprocessor = args.device.device.postprocessor(config)?;
     let outcome = job::run_embedded("street", (NPZ, SIDECAR, PICTURE), &flags, &mut postprocessor);
     let report =
         InputReport { input: "street (built in)".to_owned(), outcome: outcome.map_err(|err| format!("{err:#}")) };
-    run::report(vec![report], postprocessor.backend(), &args.output, start)
+    run::report(vec![report], &postprocessor, &args.output, start)
 }

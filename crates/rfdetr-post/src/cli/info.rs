@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use rfdetr_post::{
-    SimdLevel,
+    CpuConfig, SimdLevel,
     models::{VARIANTS, Variant},
 };
 use serde::Serialize;
@@ -26,8 +26,13 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             },
             Backend { name: "reference", threads: 1, instructions: Vec::new() },
         ],
+        gpus: gpus(),
         models: VARIANTS.iter().map(Model::from).collect(),
     };
+    // Made as `run` would make it, so that what works here works there.
+    if let Some(device) = args.device {
+        device.postprocessor(CpuConfig::default())?;
+    }
     print(&if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { info.text() })?;
     Ok(())
 }
@@ -38,7 +43,47 @@ struct Info {
     minimum_rust: &'static str,
     target: String,
     backends: Vec<Backend>,
+    gpus: Gpus,
     models: Vec<Model>,
+}
+
+/// The GPUs of this machine, or why there are none.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Gpus {
+    Devices(Vec<Gpu>),
+    None { reason: String },
+}
+
+#[derive(Serialize)]
+struct Gpu {
+    device: String,
+    name: String,
+    compute_capability: String,
+    memory_mib: u64,
+    driver_cuda_version: String,
+}
+
+#[cfg(feature = "cuda")]
+fn gpus() -> Gpus {
+    use rfdetr_post::cuda::{DeviceInfo, device_count, device_info};
+    let gpu = |info: DeviceInfo| Gpu {
+        device: format!("cuda:{}", info.ordinal),
+        name: info.name,
+        compute_capability: format!("{}.{}", info.compute_capability.0, info.compute_capability.1),
+        memory_mib: info.memory_bytes >> 20,
+        driver_cuda_version: format!("{}.{}", info.driver_version / 1000, info.driver_version % 1000 / 10),
+    };
+    match device_count().and_then(|count| (0..count).map(|ordinal| device_info(ordinal).map(gpu)).collect()) {
+        Ok(devices) if Vec::is_empty(&devices) => Gpus::None { reason: "the driver lists no device".to_owned() },
+        Ok(devices) => Gpus::Devices(devices),
+        Err(error) => Gpus::None { reason: error.to_string() },
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Gpus {
+    Gpus::None { reason: "built without the feature `cuda`".to_owned() }
 }
 
 #[derive(Serialize)]
@@ -85,9 +130,25 @@ impl Info {
                 if backend.instructions.is_empty() { "-".to_owned() } else { backend.instructions.join(" ") };
             backends.add_row([backend.name.to_owned(), backend.threads.to_string(), instructions]);
         }
+        let gpus = match &self.gpus {
+            Gpus::None { reason } => format!("no GPU: {reason}"),
+            Gpus::Devices(devices) => {
+                let mut gpus = new_table(&["device", "GPU", "compute capability", "memory", "driver for CUDA"], 2);
+                for gpu in devices {
+                    gpus.add_row([
+                        gpu.device.clone(),
+                        gpu.name.clone(),
+                        gpu.compute_capability.clone(),
+                        format!("{} MiB", gpu.memory_mib),
+                        gpu.driver_cuda_version.clone(),
+                    ]);
+                }
+                gpus.to_string()
+            }
+        };
         format!(
             "rfdetr-post {} on {} (needs Rust {} to build)\n\n{models}\nShapes are read from the inputs; the table is \
-             for orientation.\n\n{backends}\n",
+             for orientation.\n\n{backends}\n\n{gpus}\n",
             self.version, self.target, self.minimum_rust
         )
     }

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rfdetr_post::{
-    Detections, Health, ImageDetections, ImageMeta, MaskFormat, Masks, Options, Postprocessor, Preprocessing, Resize,
-    Size,
+    Detections, Error, Health, ImageDetections, ImageMeta, MaskFormat, Masks, Options, Postprocessor, Preprocessing,
+    ProcessError, Resize, Size,
 };
 
 use super::{
@@ -330,7 +330,7 @@ fn finish(
     postprocessor: &mut Postprocessor,
 ) -> Result<Done> {
     let start = Instant::now();
-    let detections = postprocessor.process(&loaded.outputs.tensors()?, &loaded.metas, &loaded.options)?;
+    let detections = process(&loaded, postprocessor)?;
     let post_process = start.elapsed();
 
     let start = Instant::now();
@@ -364,6 +364,22 @@ fn finish(
     }
     let times = Times { load, post_process, write: start.elapsed() };
     Ok(Done { images, class_names: loaded.class_names, mask_arrays, warnings, times })
+}
+
+/// Computes the detections. Where a mask is longer than a GPU's plan expects, it plans again with the room that it needs.
+fn process(loaded: &Loaded, postprocessor: &mut Postprocessor) -> Result<Detections> {
+    let tensors = loaded.outputs.tensors()?;
+    let mut had = 0;
+    loop {
+        match postprocessor.process(&tensors, &loaded.metas, &loaded.options) {
+            // The need grows with each plan, or this is no lack of room.
+            Err(ProcessError::Request(Error::Capacity { needed, .. })) if needed > had => {
+                had = needed;
+                postprocessor.set_mask_capacity(u32::try_from(needed)?);
+            }
+            answer => return Ok(answer?),
+        }
+    }
 }
 
 /// A sentence about non-finite values, if there were any.

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use rfdetr_post::{CpuConfig, Postprocessor, Threads};
 
 use super::{
     Usage,
-    args::{BackendArg, OutputArgs, ResizeArg, RunArgs},
+    args::{BackendArg, DeviceArg, OutputArgs, ResizeArg, RunArgs},
     coco::{self, Dataset},
     job::{self, Flags},
     summary::{InputReport, Report, print},
@@ -46,26 +47,22 @@ pub fn run(args: RunArgs) -> Result<bool> {
     // One input has all cores to itself; many inputs share them, each on one thread.
     let threads = if inputs.len() == 1 { Threads::All } else { Threads::One };
     let config = CpuConfig { threads, ..CpuConfig::default() };
-    let new = || match args.backend {
-        BackendArg::Cpu => Postprocessor::cpu_with(config),
+    let device = args.device.device;
+    let idle = IdlePostprocessors::new(|| match args.backend {
+        BackendArg::Cpu => device.postprocessor(config),
         BackendArg::Reference => Ok(Postprocessor::reference()),
-    };
-    let backend = new()?.backend();
+    })?;
     let jobs = args.jobs.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build().context("cannot start threads")?;
 
     let bases = output_names(&inputs);
     let progress = progress_bar(inputs.len(), &output);
     let reports: Vec<InputReport> = pool.install(|| {
-        let work = inputs.into_par_iter().zip(bases).map_init(new, |postprocessor, (input, base)| {
+        let work = inputs.into_par_iter().zip(bases).map(|(input, base)| {
             let input = match input {
                 Ok(path) => {
-                    let outcome = match postprocessor {
-                        Ok(postprocessor) => {
-                            job::run(&path, &base, &flags, postprocessor).map_err(|err| format!("{err:#}"))
-                        }
-                        Err(err) => Err(err.to_string()),
-                    };
+                    let work = |postprocessor: &mut Postprocessor| job::run(&path, &base, &flags, postprocessor);
+                    let outcome = idle.lend(work).map_err(|err| format!("{err:#}"));
                     InputReport { input: path.display().to_string(), outcome }
                 }
                 Err((path, error)) => InputReport { input: path.display().to_string(), outcome: Err(error) },
@@ -76,7 +73,35 @@ pub fn run(args: RunArgs) -> Result<bool> {
         work.collect()
     });
     progress.finish_and_clear();
-    report(reports, backend, &output, start)
+    report(reports, &idle.first()?, &output, start)
+}
+
+/// Postprocessors that no job uses at the moment. Making one may take a while (on a GPU), so that each serves many jobs;
+/// there are never more of them than threads.
+struct IdlePostprocessors<F> {
+    idle: Mutex<Vec<Postprocessor>>,
+    make: F,
+}
+
+impl<F: Fn() -> Result<Postprocessor>> IdlePostprocessors<F> {
+    /// Makes the first, so that a device that is not there fails before any input is read.
+    fn new(make: F) -> Result<Self> {
+        Ok(Self { idle: Mutex::new(vec![make()?]), make })
+    }
+
+    /// An idle one, or a new one.
+    fn first(&self) -> Result<Postprocessor> {
+        // A job that panicked took its postprocessor with it; the list is whole.
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(&self.make, Ok)
+    }
+
+    fn lend<T>(&self, job: impl FnOnce(&mut Postprocessor) -> Result<T>) -> Result<T> {
+        let mut postprocessor = self.first()?;
+        let outcome = job(&mut postprocessor);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(postprocessor);
+        outcome
+    }
 }
 
 /// What clap cannot check.
@@ -91,6 +116,9 @@ fn check_usage(args: &RunArgs) -> Result<(), Usage> {
     }
     if geometry.frame.is_some() && matches!(geometry.resize, None | Some(ResizeArg::Stretch)) {
         return Err(Usage("--frame needs --resize letterbox or center-crop: a stretch has no frame".to_owned()));
+    }
+    if args.backend == BackendArg::Reference && args.device.device != DeviceArg::Cpu {
+        return Err(Usage("--backend reference computes on the CPU: expected no --device beside it".to_owned()));
     }
     for (flag, path) in [("--image", &args.image), ("--meta", &args.meta)] {
         if let Some(path) = path.as_ref().filter(|path| !path.exists()) {
@@ -168,12 +196,13 @@ pub fn make_out(out: &Path) -> Result<()> {
 /// Writes the JSON files and prints the summary. The result says whether all inputs went well.
 pub fn report(
     mut inputs: Vec<InputReport>,
-    backend: &'static str,
+    postprocessor: &Postprocessor,
     output: &OutputArgs,
     start: Instant,
 ) -> Result<bool> {
     number_images(&mut inputs);
-    let mut report = Report { backend, inputs, detections: None, images: None, wall: Duration::ZERO };
+    let (backend, fallback) = (postprocessor.backend(), postprocessor.fallback_reason().map(str::to_owned));
+    let mut report = Report { backend, fallback, inputs, detections: None, images: None, wall: Duration::ZERO };
     if report.num_failed() < report.inputs.len() {
         let (detections, images) = (output.out.join("detections.json"), output.out.join("images.json"));
         write_detections(&detections, &report.inputs)?;

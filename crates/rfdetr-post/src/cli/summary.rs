@@ -18,6 +18,8 @@ const MAX_ROWS: usize = 40;
 pub struct Report {
     /// The back end's name.
     pub backend: &'static str,
+    /// Why it is the CPU, where a GPU was sought.
+    pub fallback: Option<String>,
     /// One entry an input, in order.
     pub inputs: Vec<InputReport>,
     /// `detections.json`, if anything was written.
@@ -110,6 +112,9 @@ impl Report {
         }
         text += &format!("{table}\n");
         text += &format!("back end: {}, {} from start to end\n", self.backend, milliseconds(self.wall));
+        if let Some(reason) = &self.fallback {
+            text += &format!("no GPU:   {reason}\n");
+        }
         text += &self.files();
         text
     }
@@ -144,6 +149,7 @@ impl Report {
         let json = ReportJson {
             version: env!("CARGO_PKG_VERSION"),
             backend: self.backend,
+            fallback_reason: self.fallback.as_deref(),
             inputs: inputs.collect(),
             detections: self.detections.as_deref(),
             images: self.images.as_deref(),
@@ -206,6 +212,8 @@ fn milliseconds(time: Duration) -> String {
 struct ReportJson<'a> {
     version: &'a str,
     backend: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback_reason: Option<&'a str>,
     inputs: Vec<InputJson<'a>>,
     detections: Option<&'a Path>,
     images: Option<&'a Path>,
