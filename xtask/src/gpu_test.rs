@@ -12,7 +12,7 @@ use crate::workspace;
 /// Flags of `gpu-test`.
 #[derive(Args)]
 pub struct Flags {
-    /// Folder to make, relative to the workspace; what is in it is replaced
+    /// Folder to make or to update, relative to the workspace
     #[arg(long, value_name = "DIR", default_value = "gpu-bundle")]
     out: PathBuf,
     /// Then run it here: for a GPU machine that has cargo
@@ -39,14 +39,12 @@ const MAX_BYTES: u64 = 60 << 20;
 /// Runs `gpu-test`.
 pub fn run(flags: &Flags) -> Result<()> {
     let out = workspace::root().join(&flags.out);
-    if out.exists() {
-        // Only what this command made is removed.
-        if !out.join(SCRIPT_NAME).is_file() && fs::read_dir(&out)?.next().is_some() {
-            bail!("{} is no bundle of this command: expected an empty or a new folder", out.display());
-        }
-        fs::remove_dir_all(&out)?;
+    // Other files in the folder are left alone.
+    let fixtures = out.join("fixtures");
+    if fixtures.exists() {
+        fs::remove_dir_all(&fixtures)?;
     }
-    fs::create_dir_all(out.join("fixtures"))?;
+    fs::create_dir_all(&fixtures)?;
     for (package, kind, name) in PROGRAMS {
         let mut build =
             workspace::cargo(&["build", "--locked", "--profile", &flags.profile, "-p", package, kind, name]);
@@ -59,7 +57,7 @@ pub fn run(flags: &Flags) -> Result<()> {
         strip(&program);
     }
     for folder in FIXTURES {
-        let (from, to) = (workspace::root().join("tests/fixtures").join(folder), out.join("fixtures").join(folder));
+        let (from, to) = (workspace::root().join("tests/fixtures").join(folder), fixtures.join(folder));
         fs::create_dir_all(&to)?;
         for entry in fs::read_dir(&from)? {
             let path = entry?.path();
