@@ -8,6 +8,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ptx;
 mod ci;
 mod dependencies;
@@ -32,6 +33,8 @@ enum Command {
     Ci(ci::Flags),
     /// Build the GPU suite into one folder that runs on a GPU machine without cargo or network.
     GpuTest(gpu_test::Flags),
+    /// Time the CPU path or a GPU beside their peers; write the record and a picture to `docs/bench/`.
+    Bench(bench::Flags),
     /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
     BuildPtx(build_ptx::Flags),
     /// Show registers, spills, shared memory and stack of every kernel; fail on spills, a stack or generic accesses.
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
         Command::Test(flags) => test::run(&flags),
         Command::Ci(flags) => ci::run(&flags),
         Command::GpuTest(flags) => gpu_test::run(&flags),
+        Command::Bench(flags) => bench::run(&flags),
         Command::BuildPtx(flags) => build_ptx::run(&flags),
         Command::PtxReport(flags) => ptx_report::run(&flags),
     }

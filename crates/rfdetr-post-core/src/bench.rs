@@ -144,6 +144,14 @@ impl Case {
     }
 }
 
+/// Whether `names` (with commas) ask for `name`: by itself, or by its beginning if that is no name of the `known`.
+pub fn is_named<'a>(name: &str, names: &str, known: impl Iterator<Item = &'a str> + Clone) -> bool {
+    let asks = |asked: &str| {
+        asked == name || (!asked.is_empty() && name.starts_with(asked) && !known.clone().any(|k| k == asked))
+    };
+    names.split(',').any(asks)
+}
+
 /// What inputs to make.
 #[derive(Debug, Clone, Copy)]
 pub struct Scene {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rfdetr_post_core::{
     DType, Detections, ImageMeta, MaskFormat, Size,
-    bench::{Case, FULL_HD, HD, Inputs, MP12, Times, UHD, difference, foreground, now, sample},
+    bench::{Case, FULL_HD, HD, Inputs, MP12, Times, UHD, difference, foreground, is_named, now, sample},
     models::VARIANTS,
     plan::{DeviceLimits, Plan, PlanSpec},
     request::ModelShape,
@@ -125,8 +125,9 @@ pub fn entries(names: &str) -> Result<Vec<Entry>> {
         "goals" => goals(),
         "all" => all(),
         names => {
-            let is_named = |entry: &Entry| names.split(',').any(|name| entry.case.name.starts_with(name));
-            all().into_iter().filter(is_named).collect()
+            let all = all();
+            let known = || all.iter().map(|entry| &entry.case.name[..]);
+            all.iter().filter(|entry| is_named(&entry.case.name, names, known())).cloned().collect()
         }
     };
     if chosen.is_empty() { Err(format!("no case is called {names}").into()) } else { Ok(chosen) }
@@ -816,6 +817,7 @@ mod tests {
         }
         assert_eq!(entries("goals").unwrap(), goals());
         assert_eq!(entries("nano-1080p-b8,nano-1080p-b64").unwrap().len(), 2);
+        assert_eq!(entries("seg-2xlarge-4k-b1-n300-rle").unwrap().len(), 1);
         assert!(entries("nothing").is_err());
     }
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rfdetr_post::{CpuConfig, MaskFormat, Postprocessor, Size, StaticCrop};
 
 use super::{
+    bench::BenchArgs,
     config::{self, ClassesSpec, OptionsPatch, SemanticsSpec, ThresholdSpec},
     tensors::TensorNames,
 };
@@ -79,6 +80,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Show the known models, the back ends of this machine and versions
     Info(InfoArgs),
+    /// Time this machine on model-like requests, beside its peers; every answer is checked
+    Bench(Box<BenchArgs>),
 }
 
 /// Flags of `run`.

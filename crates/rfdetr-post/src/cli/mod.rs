@@ -1,9 +1,11 @@
-//! The command line: `run`, `demo` and `info`.
+//! The command line: `run`, `demo`, `info` and `bench`.
 //!
 //! [`args`] holds the flags, [`sidecar`] and [`config`] what files and flags say, [`tensors`] and [`npz`] read model
-//! outputs, [`job`] takes one input from file to files, [`run`] does it for many, [`summary`] tells about it.
+//! outputs, [`job`] takes one input from file to files, [`run`] does it for many, [`summary`] tells about it;
+//! [`bench`] times the machine.
 
 mod args;
+mod bench;
 mod coco;
 mod coco_names;
 mod config;
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Demo(args) => demo::run(&args),
         Command::Info(args) => info::run(&args).map(|()| true),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
