@@ -9,7 +9,7 @@
 //! Without `--python` only our own times are taken. Peers are the scripts in `crates/rfdetr-post/bench`.
 //! Prints CSV: case, who, microseconds (median, minimum), and the ratio to our best on one thread.
 
-#[path = "../benches/inputs.rs"]
+#[path = "../benches/inputs/mod.rs"]
 mod inputs;
 
 use std::{hint::black_box, num::NonZero, process::Command, time::Instant};

@@ -388,7 +388,7 @@ impl Crossings {
         }
     }
 
-    /// Writes the mask as bytes; past the caches if `stream`.
+    /// Writes the mask as bytes, past the caches if `stream`. Returns its area and box.
     #[inline(always)]
     pub(crate) fn dense<I: Isa>(
         &mut self,
@@ -398,13 +398,14 @@ impl Crossings {
         geometry: &MaskGeometry,
         stream: bool,
         out: &mut [u8],
-    ) {
+    ) -> (u32, [u32; 4]) {
         self.make_room(geometry);
         let width = geometry.canvas.width as usize;
         let (offset_x, offset_y) = (geometry.offset_x as usize, geometry.offset_y as usize);
         let misaligned = out.as_ptr() as usize % LINE;
         // Everything before it is written.
         let mut done = 0;
+        let mut extent = Extent::default();
         for k in 0..=window.n_h {
             let (y0, y1) = grouped.rows.pixels(k);
             if y0 == y1 {
@@ -412,6 +413,7 @@ impl Crossings {
             }
             let Some((x0, x1)) = self.thresholds(isa, window, grouped, k, offset_x) else { continue };
             let (x0, x1) = (offset_x + x0, offset_x + x1);
+            extent.add(&self.thresholds[MARGIN..], &self.reversed[MARGIN..], (x0, x1), (offset_y + y0, y1 - y0));
             self.clear_around(x0 - x0.min(LINE), x0, x1, x1 + LINE);
             for y in y0..y1 {
                 let start = (offset_y + y) * width;
@@ -439,6 +441,7 @@ impl Crossings {
         } else {
             out[done..].fill(0);
         }
+        extent.area_and_box()
     }
 
     /// Makes the columns `before..from` and `to..after` of the canvas background.
@@ -450,7 +453,7 @@ impl Crossings {
         }
     }
 
-    /// Writes the mask as bits, each row in whole words.
+    /// Writes the mask as bits, each row in whole words. Returns its area and box.
     #[inline(always)]
     pub(crate) fn bit_packed<I: Isa>(
         &mut self,
@@ -459,11 +462,12 @@ impl Crossings {
         grouped: Grouped<'_>,
         geometry: &MaskGeometry,
         out: &mut [u32],
-    ) {
+    ) -> (u32, [u32; 4]) {
         self.make_room(geometry);
         let words = geometry.canvas.width.div_ceil(32) as usize;
         let (offset_x, offset_y) = (geometry.offset_x as usize, geometry.offset_y as usize);
         let mut done = 0;
+        let mut extent = Extent::default();
         for k in 0..=window.n_h {
             let (y0, y1) = grouped.rows.pixels(k);
             if y0 == y1 {
@@ -471,6 +475,7 @@ impl Crossings {
             }
             let Some((x0, x1)) = self.thresholds(isa, window, grouped, k, offset_x) else { continue };
             let (x0, x1) = (offset_x + x0, offset_x + x1);
+            extent.add(&self.thresholds[MARGIN..], &self.reversed[MARGIN..], (x0, x1), (offset_y + y0, y1 - y0));
             // Whole vectors from a word's first column on: what lies around the columns is background.
             self.clear_around(x0 / 32 * 32, x0, x1, x1 + MARGIN);
             let (first, last) = (x0 / 32, x1.div_ceil(32));
@@ -493,7 +498,56 @@ impl Crossings {
             }
         }
         out[done..].fill(0);
+        extent.area_and_box()
     }
+}
+
+/// Area and box of a mask, collected from the thresholds of its groups of rows.
+#[derive(Debug, Default)]
+struct Extent {
+    area: u32,
+    /// Left, top, right, bottom; of no meaning while the area is 0.
+    tight: [u32; 4],
+}
+
+impl Extent {
+    /// Adds a group of `num_rows` rows that begins at row `y` of the canvas, by the thresholds of the canvas's columns.
+    #[inline(always)]
+    fn add(&mut self, thresholds: &[u8], reversed: &[u8], (x0, x1): (usize, usize), (y, num_rows): (usize, usize)) {
+        let (thresholds, reversed) = (&thresholds[x0..x1], &reversed[x0..x1]);
+        let n = num_rows as u8;
+        let (mut area, mut top, mut bottom) = (0u32, u8::MAX, 0u8);
+        for (&threshold, &reversed) in thresholds.iter().zip(reversed) {
+            let count = rows_of(threshold, reversed, n);
+            let (first, end) = if reversed != 0 { (threshold, n) } else { (0, threshold) };
+            area += u32::from(count);
+            top = top.min(if count == 0 { u8::MAX } else { first });
+            bottom = bottom.max(if count == 0 { 0 } else { end });
+        }
+        if area == 0 {
+            return;
+        }
+        let columns = || thresholds.iter().zip(reversed).map(|(&threshold, &reversed)| rows_of(threshold, reversed, n));
+        let left = (x0 + columns().position(|count| count != 0).unwrap_or_default()) as u32;
+        let right = (x0 + columns().rposition(|count| count != 0).unwrap_or_default()) as u32 + 1;
+        let (top, bottom) = (y as u32 + u32::from(top), y as u32 + u32::from(bottom));
+        self.tight = if self.area == 0 {
+            [left, top, right, bottom]
+        } else {
+            [self.tight[0].min(left), self.tight[1], self.tight[2].max(right), bottom]
+        };
+        self.area += area;
+    }
+
+    fn area_and_box(&self) -> (u32, [u32; 4]) {
+        (self.area, self.tight)
+    }
+}
+
+/// Number of foreground rows of a column, of `n`.
+#[inline(always)]
+fn rows_of(threshold: u8, reversed: u8, n: u8) -> u8 {
+    if reversed != 0 { n - threshold } else { threshold }
 }
 
 /// The words of a column of signs.

@@ -66,47 +66,58 @@ impl Kernel for MakeMask<'_, '_> {
         let axes = axes.filter(|_| window.n_w > 0);
         let grouped = axes.and_then(|axes| Grouped::new(window, axes));
         toggles.clear();
-        match (grouped, axes) {
-            (Some(grouped), _) => crossings.toggles(isa, window, grouped, geometry, toggles),
-            (None, Some(axes)) => {
-                full.resize(isa, window, axes);
-                toggles_of_bits(full, columns, geometry, toggles);
+        // Dense and bit-packed masks of the fast way need no runs.
+        let (row_area_and_box, mask_len) = match (output, grouped) {
+            (Output::Dense(bytes, stream), Some(grouped)) => {
+                (crossings.dense(isa, window, grouped, geometry, stream, bytes), bytes.len())
             }
-            (None, None) => {}
-        }
-        let toggles = toggles.get();
-        (row.mask_area, row.mask_xyxy) = runs::area_and_box(toggles, num_pixels, height);
-        match output {
-            Output::GridLogits(_) => {}
-            Output::Dense(bytes, stream) => {
-                row.mask_len = bytes.len() as u32;
+            (Output::BitPacked(words), Some(grouped)) => {
+                (crossings.bit_packed(isa, window, grouped, geometry, words), words.len())
+            }
+            (output, grouped) => {
                 match (grouped, axes) {
-                    (Some(grouped), _) => crossings.dense(isa, window, grouped, geometry, stream, bytes),
-                    (None, Some(_)) => dense_of_bits(full, geometry, bytes),
-                    (None, None) => bytes.fill(0),
+                    (Some(grouped), _) => crossings.toggles(isa, window, grouped, geometry, toggles),
+                    (None, Some(axes)) => {
+                        full.resize(isa, window, axes);
+                        toggles_of_bits(full, columns, geometry, toggles);
+                    }
+                    (None, None) => {}
                 }
+                let toggles = toggles.get();
+                let mask_len = match output {
+                    Output::GridLogits(logits) => logits.len(),
+                    Output::Dense(bytes, _) => {
+                        match axes {
+                            Some(_) => dense_of_bits(full, geometry, bytes),
+                            None => bytes.fill(0),
+                        }
+                        bytes.len()
+                    }
+                    Output::BitPacked(words) => {
+                        match axes {
+                            Some(_) => bit_packed_of_bits(full, geometry, words),
+                            None => words.fill(0),
+                        }
+                        words.len()
+                    }
+                    Output::Counts(counts) => {
+                        let before = counts.len();
+                        row.num_counts = runs::num_counts(toggles);
+                        runs::append_counts(toggles, num_pixels, counts);
+                        counts.len() - before
+                    }
+                    Output::Rle(string) => {
+                        let before = string.len();
+                        row.num_counts = runs::num_counts(toggles);
+                        runs::append_string(toggles, num_pixels, string);
+                        string.len() - before
+                    }
+                };
+                (runs::area_and_box(toggles, num_pixels, height), mask_len)
             }
-            Output::BitPacked(words) => {
-                row.mask_len = words.len() as u32;
-                match (grouped, axes) {
-                    (Some(grouped), _) => crossings.bit_packed(isa, window, grouped, geometry, words),
-                    (None, Some(_)) => bit_packed_of_bits(full, geometry, words),
-                    (None, None) => words.fill(0),
-                }
-            }
-            Output::Counts(counts) => {
-                let before = counts.len();
-                row.num_counts = runs::num_counts(toggles);
-                runs::append_counts(toggles, num_pixels, counts);
-                row.mask_len = (counts.len() - before) as u32;
-            }
-            Output::Rle(string) => {
-                let before = string.len();
-                row.num_counts = runs::num_counts(toggles);
-                runs::append_string(toggles, num_pixels, string);
-                row.mask_len = (string.len() - before) as u32;
-            }
-        }
+        };
+        (row.mask_area, row.mask_xyxy) = row_area_and_box;
+        row.mask_len = mask_len as u32;
         window.num_nonfinite
     }
 }
