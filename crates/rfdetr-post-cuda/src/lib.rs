@@ -35,6 +35,8 @@
 
 #[doc(hidden)]
 pub mod bench;
+#[cfg(any(feature = "cudarc", feature = "cust"))]
+pub mod adapters;
 mod driver;
 mod error;
 mod slot;
