@@ -189,12 +189,15 @@ pub struct PeerTime {
     pub record: String,
 }
 
+/// Asked about each request.
+pub type Ask<'a, T> = &'a mut dyn FnMut(&Case, &Inputs) -> Result<T>;
+
 /// The judge and the peer of a run.
 pub struct Others<'a> {
     /// Judges a request.
-    pub judge: &'a mut dyn FnMut(&Case, &Inputs) -> Result<Judged>,
+    pub judge: Ask<'a, Judged>,
     /// Times a peer on it.
-    pub peer: Option<&'a mut dyn FnMut(&Case, &Inputs) -> Result<PeerTime>>,
+    pub peer: Option<Ask<'a, PeerTime>>,
     /// Is told what comes next.
     pub progress: &'a mut dyn FnMut(&str),
 }
