@@ -1,8 +1,20 @@
 //! Reference = emulated kernels, bit for bit, under hostile schedules.
+//!
+//! `EMULATOR_SCHEDULES` sets the schedules of each fixture (1 when it is not set), `PROPTEST_CASES` the random requests.
 
-use proptest::prelude::*;
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use rfdetr_post_core::{
+    MaskFormat, Semantics,
+    packed::{FLAG_BILINEAR, FLAG_CLIP_BOXES, MAX_SELECT},
+};
 use rfdetr_post_tests::{
-    compare, emulated,
+    compare,
+    emulated::{self, Damage, Shape},
+    fixtures::{self, Fixture},
     strategies::{self, Limits},
 };
 
@@ -14,9 +26,95 @@ proptest! {
     fn emulated_kernels_equal_the_reference(case in strategies::requests_within(Limits::small()), seed in any::<u64>()) {
         let request = case.request().unwrap();
         // One sort in shared memory bounds `num_select` on the GPU; more is refused when the plan is made.
-        prop_assume!(request.num_select() <= rfdetr_post_core::packed::MAX_SELECT as usize);
+        prop_assume!(request.num_select() <= MAX_SELECT as usize);
         if let Err(difference) = compare::check(&request, |request| emulated::answer(request, seed)) {
             prop_assert!(false, "seed {seed}: {difference}");
         }
+    }
+}
+
+/// The upstream requests at their true shapes, each schedule with another format.
+#[test]
+fn every_fixture_under_hostile_schedules() {
+    let schedules = std::env::var("EMULATOR_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(1u64);
+    let formats = [
+        MaskFormat::Rle,
+        MaskFormat::Dense,
+        MaskFormat::Counts,
+        MaskFormat::BitPacked,
+        MaskFormat::GridLogits,
+        MaskFormat::None,
+    ];
+    let names = fixtures::names("upstream");
+    assert_eq!(names.len(), 22);
+    let mut runs = 0;
+    for name in names {
+        let fixture = Fixture::load("upstream", &name);
+        for schedule in 0..schedules {
+            let case = fixture.case.with_options(|options| {
+                options.mask_format = formats[schedule as usize % formats.len()];
+                options.semantics = Semantics::roboflow_inference();
+            });
+            let request = case.request().unwrap();
+            // More threads than a random request gets: these images are a thousand pixels wide.
+            let seed = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(schedule + 1);
+            let shape = Shape { select_threads: 256, mask_threads: 128, mask_grid: 24, ..Shape::from_seed(seed) };
+            match emulated::process_shaped(&request, seed, shape) {
+                Ok(got) => {
+                    if let Err(difference) = compare::compare(&case.reference(), &got) {
+                        panic!("{name}, schedule {schedule}: {difference}");
+                    }
+                }
+                Err(emulated::Failure::Error(error)) => panic!("{name}, schedule {schedule}: {error}"),
+                Err(emulated::Failure::Fault(fault)) => panic!("{name}, schedule {schedule}: {fault}"),
+            }
+            runs += 1;
+        }
+    }
+    println!("{runs} runs of fixtures, no difference and no report");
+}
+
+/// The comparison must see what a wrong kernel does: each damage of the arguments differs, or is reported.
+#[test]
+fn damaged_kernels_are_seen() {
+    let damages: [(&str, Damage); 9] = [
+        ("bilinear instead of antialias", |select, masks| {
+            select.flags ^= FLAG_BILINEAR;
+            masks.flags ^= FLAG_BILINEAR;
+        }),
+        ("boxes clipped or not", |select, _| select.flags ^= FLAG_CLIP_BOXES),
+        ("one candidate fewer", |select, _| select.num_select -= 1),
+        ("hits begin a little higher", |select, _| select.min_logit += 0.25),
+        ("one detection fewer", |select, _| select.max_detections = select.max_detections.saturating_sub(1)),
+        ("the window begins a cell further right", |select, masks| {
+            for record in select.records.iter_mut().chain(&mut masks.records) {
+                record.window_x += 1;
+            }
+        }),
+        ("a scale off by one ulp", |select, _| {
+            for record in &mut select.records {
+                record.scale_y = f32::from_bits(record.scale_y.to_bits() + 1);
+            }
+        }),
+        ("grids read one row too far", |_, masks| masks.mask_h += 1),
+        ("logits of half the type", |select, _| select.logits_dtype = 1),
+    ];
+    for (name, damage) in damages {
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+        let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+        let strategy = strategies::requests_within(Limits::small());
+        let seen = (0..400u64).any(|seed| {
+            let case = strategy.new_tree(&mut runner).unwrap().current();
+            let request = case.request().unwrap();
+            if request.num_select() > MAX_SELECT as usize || request.num_select() == 0 {
+                return false;
+            }
+            let shape = Shape { damage: Some(damage), ..Shape::from_seed(seed) };
+            match emulated::process_shaped(&request, seed, shape) {
+                Ok(got) => compare::compare(&case.reference(), &got).is_err(),
+                Err(_) => true,
+            }
+        });
+        assert!(seen, "{name}: no difference and no report in 400 requests");
     }
 }

@@ -2,7 +2,7 @@
 
 use rfdetr_post_core::{
     Detections, Error, Request, Result, Size,
-    packed::{INLINE_IMAGES, shared},
+    packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared},
     plan::{DeviceBuffers, DeviceInputs, DeviceLimits, Plan, PlanSpec},
     tensor::{DType, Tensor, TensorData},
     unpack::PackedResult,
@@ -40,7 +40,12 @@ pub struct Shape {
     pub strip_capacity: Option<u32>,
     /// Room for one run-length mask; the plan's if none.
     pub mask_capacity: Option<u32>,
+    /// Damages the kernels' arguments, for tests of the comparison.
+    pub damage: Option<Damage>,
 }
+
+/// Changes the arguments of both kernels.
+pub type Damage = fn(&mut SelectArgs, &mut MaskArgs);
 
 impl Shape {
     /// A shape drawn from a seed: small blocks, few of them, sometimes no room for strips.
@@ -52,6 +57,7 @@ impl Shape {
             mask_grid: pick(16, &[1, 2, 5, 9, 24]),
             strip_capacity: [None, None, Some(16), Some(0)][(seed >> 24) as usize % 4],
             mask_capacity: None,
+            damage: None,
         }
     }
 }
@@ -129,7 +135,10 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     }
 
     let sequence = seed as u32 | 1;
-    let (select_args, mask_args) = plan.args(&inputs, &buffers, &records, sequence);
+    let (mut select_args, mut mask_args) = plan.args(&inputs, &buffers, &records, sequence);
+    if let Some(damage) = shape.damage {
+        damage(&mut select_args, &mut mask_args);
+    }
     let mut launches = vec![rfdetr_select::launch(
         select_args,
         plan.select_grid(metas.len()),
