@@ -33,10 +33,10 @@
 //! Nothing here computes: formulas live in the kernels (`kernels-gpu`) and in `rfdetr-post-core`'s reference.
 //! libcuda is loaded at run time; without a driver every call is a typed [`Error`].
 
-#[doc(hidden)]
-pub mod bench;
 #[cfg(any(feature = "cudarc", feature = "cust"))]
 pub mod adapters;
+#[doc(hidden)]
+pub mod bench;
 mod driver;
 mod error;
 mod slot;
