@@ -25,7 +25,7 @@ enum Outcome {
 }
 
 /// The steps, cheapest first, so that a slip shows early. Each goes on although an earlier one failed.
-const STEPS: [(&str, fn() -> Result<Outcome>); 11] = [
+const STEPS: [(&str, fn() -> Result<Outcome>); 12] = [
     ("format", format),
     ("dependencies", dependencies),
     ("clippy", clippy),
@@ -35,6 +35,7 @@ const STEPS: [(&str, fn() -> Result<Outcome>); 11] = [
     ("test", tests),
     ("benches", benches),
     ("demo", demo),
+    ("downstream", downstream),
     ("ptx", ptx),
     ("ptx-report", report),
 ];
@@ -145,6 +146,12 @@ fn features() -> Result<Outcome> {
     // The command line without the GPU, and the GPU without the command line.
     cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cli"])?;
     cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cuda"])?;
+    // Adapters to other crates' types; `cust` asks for a toolkit, and checking needs nothing of it but its folder.
+    let toolkit = workspace::target_dir().join("no-cuda");
+    std::fs::create_dir_all(toolkit.join("lib64"))?;
+    let mut adapters = workspace::cargo(&["check", "--locked", "-p", "rfdetr-post-cuda", "--features", "cudarc,cust"]);
+    println!("CUDA_LIBRARY_PATH={} \\", toolkit.display());
+    call(adapters.env("CUDA_LIBRARY_PATH", &toolkit))?;
     // The facade's third implementation against the published `cuda_std`.
     cargo(&["check", "--locked", "-p", "rfdetr-post-kernels", "--features", "cuda-std"])?;
     Ok(Outcome::Passed)
@@ -193,6 +200,15 @@ fn benches() -> Result<Outcome> {
 fn demo() -> Result<Outcome> {
     let out = workspace::target_dir().join("ci-demo");
     cargo(&["run", "--release", "--locked", "--", "demo", "--out", &out.to_string_lossy()])?;
+    Ok(Outcome::Passed)
+}
+
+/// A crate outside the workspace that uses the library as published. What only works inside shows here.
+fn downstream() -> Result<Outcome> {
+    let manifest = workspace::root().join("tests/downstream/Cargo.toml").to_string_lossy().into_owned();
+    let target = workspace::target_dir().join("downstream").to_string_lossy().into_owned();
+    cargo(&["fmt", "--check", "--manifest-path", &manifest])?;
+    cargo(&["run", "--locked", "--manifest-path", &manifest, "--target-dir", &target])?;
     Ok(Outcome::Passed)
 }
 
