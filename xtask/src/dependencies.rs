@@ -57,7 +57,8 @@ const CRATES_IO: &str = "\"registry+https://github.com/rust-lang/crates.io-index
 fn package(line: &str) -> Option<(&str, &str, &str)> {
     let (package, licence) = line.split_once(';')?;
     let mut words = package.split(' ');
-    Some((words.next()?, words.next()?, licence.trim()))
+    // The star says that what it depends on was listed before.
+    Some((words.next()?, words.next()?, licence.trim_end_matches(" (*)")))
 }
 
 /// The strings of the array `key` under `[section]`. Enough of TOML for deny.toml, whose arrays hold one entry a line.
@@ -162,6 +163,7 @@ mod tests {
             package("serde_derive v1.0.1 (proc-macro);MIT OR Apache-2.0"),
             Some(("serde_derive", "v1.0.1", "MIT OR Apache-2.0"))
         );
+        assert_eq!(package("a v1.0.0 (/tmp/a);MIT (*)"), Some(("a", "v1.0.0", "MIT")));
         assert_eq!(package(""), None);
     }
 }

@@ -13,7 +13,7 @@
 //! - [`request`]: borrowed model outputs, options, and the one place that rejects bad input;
 //! - [`geometry`]: how an image became a network input, and the way back;
 //! - [`score`]: the portable sigmoid and the logit that a threshold stands for;
-//! - [`reference`]: selection, boxes, masks and run lengths as plain loops;
+//! - [`mod@reference`]: selection, boxes, masks and run lengths as plain loops;
 //! - [`plan`]: every buffer size and launch dimension of the GPU path, as values that can be printed;
 //! - [`packed`]: the `repr(C)` records that host and device share;
 //! - [`unpack`]: a packed result, checked and decoded;
