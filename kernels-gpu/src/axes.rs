@@ -3,9 +3,7 @@
 //! They depend on sizes only, so spare blocks of the selection kernel build them while the selection runs, and the mask
 //! kernels read them. Nothing is kept from one request to the next: no size is ever slower than another.
 
-use rfdetr_post_core::packed::{
-    AxesLayout, FLAG_BILINEAR, GROUP_IS_IRREGULAR, IMAGE_IDENTITY, ImageRecord,
-};
+use rfdetr_post_core::packed::{AxesLayout, FLAG_BILINEAR, GROUP_IS_IRREGULAR, IMAGE_IDENTITY, ImageRecord};
 
 use crate::simt::{global::Global, math, thread};
 
@@ -128,7 +126,15 @@ pub fn normalize(weight: f32, total: f32) -> f32 {
 /// # Safety
 /// `axes_at` has the tables of a plan that the image fits, and no other block builds this part.
 #[inline(always)]
-pub unsafe fn build(axes_at: u64, layout: &AxesLayout, record: &ImageRecord, flags: u32, image: u32, part: u32, num_parts: u32) {
+pub unsafe fn build(
+    axes_at: u64,
+    layout: &AxesLayout,
+    record: &ImageRecord,
+    flags: u32,
+    image: u32,
+    part: u32,
+    num_parts: u32,
+) {
     let at = axes_at + 16 * image as u64 * layout.image_stride as u64;
     let (columns, rows) = (Axis::columns(record, flags), Axis::rows(record, flags));
     if columns.n_in == 0 || rows.n_in == 0 {

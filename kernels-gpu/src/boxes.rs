@@ -17,24 +17,22 @@ pub fn decode(cxcywh: [f32; 4], record: &ImageRecord, flags: u32) -> [f32; 4] {
     let half = |size: f32| 0.5 * if clamps && size < 0.0 { 0.0 } else { size };
     let (half_w, half_h) = (half(w), half(h));
     let (width, height) = (record.width as f32, record.height as f32);
-    let x = |corner| place(corner, width, record.frame_w, record.pad_left, record.box_scale_x, record.crop_x, record, flags);
-    let y = |corner| place(corner, height, record.frame_h, record.pad_top, record.box_scale_y, record.crop_y, record, flags);
+    let x = |corner| {
+        place(corner, width, record.frame_w, record.pad_left, record.box_scale_x, record.crop_x, record, flags)
+    };
+    let y = |corner| {
+        place(corner, height, record.frame_h, record.pad_top, record.box_scale_y, record.crop_y, record, flags)
+    };
     [x(cx - half_w), y(cy - half_h), x(cx + half_w), y(cy + half_h)]
 }
 
 /// One corner along one axis.
-#[expect(clippy::too_many_arguments, reason = "one axis of the record; a struct for it would be built and torn down once")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one axis of the record; a struct for it would be built and torn down once"
+)]
 #[inline(always)]
-fn place(
-    corner: f32,
-    side: f32,
-    frame: f32,
-    pad: f32,
-    scale: f32,
-    crop: f32,
-    record: &ImageRecord,
-    flags: u32,
-) -> f32 {
+fn place(corner: f32, side: f32, frame: f32, pad: f32, scale: f32, crop: f32, record: &ImageRecord, flags: u32) -> f32 {
     let mut at = if flags & FLAG_WHOLE_IMAGE != 0 {
         corner * side
     } else {

@@ -232,7 +232,9 @@ impl Window {
         let (x, y) = (c as i32 + self.window_x, r as i32 + self.window_y);
         if (x as u32) < self.mask_w && (y as u32) < self.mask_h {
             // SAFETY: inside the grid; negative coordinates are above its sides as `u32`.
-            unsafe { load_element(self.masks_at, self.dtype, self.first + y as usize * self.mask_w as usize + x as usize) }
+            unsafe {
+                load_element(self.masks_at, self.dtype, self.first + y as usize * self.mask_w as usize + x as usize)
+            }
         } else {
             0.0
         }
@@ -280,7 +282,13 @@ impl Slab {
     #[track_caller]
     #[inline(always)]
     pub unsafe fn load(
-        window: Window, rows: Span, columns: Span, owned: Span, owns_rows: bool, cells: Shared<f32>, capacity: u32,
+        window: Window,
+        rows: Span,
+        columns: Span,
+        owned: Span,
+        owns_rows: bool,
+        cells: Shared<f32>,
+        capacity: u32,
         counters: Shared<u32>,
     ) -> (Self, u32) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
@@ -376,9 +384,7 @@ impl Slab {
     /// Whether a column can have foreground pixels.
     #[inline(always)]
     pub fn is_live(&self, column: &Taps) -> bool {
-        !self.is_dead()
-            && column.first <= self.last_live_column
-            && column.first + column.count > self.first_live_column
+        !self.is_dead() && column.first <= self.last_live_column && column.first + column.count > self.first_live_column
     }
 
     /// # Safety
@@ -434,8 +440,11 @@ impl Slab {
             // The window rows above and below the group; the first round only makes the one above.
             let (mut above, mut has_above) = (0.0, all_plain);
             while y < y1 && (all_plain || r <= self.last_live_row) {
-                let below =
-                    if all_plain { 0.0 } else { self.stretched(geometry, column, (r + has_above as u32).min(last_row)) };
+                let below = if all_plain {
+                    0.0
+                } else {
+                    self.stretched(geometry, column, (r + has_above as u32).min(last_row))
+                };
                 if !has_above {
                     (above, has_above) = (below, true);
                     continue;

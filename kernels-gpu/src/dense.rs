@@ -112,7 +112,14 @@ unsafe fn band(args: &MaskArgs, params: Params, image: u32, slot: u32, band_idx:
             let rows = Span { start: owned.start.min(first.first), end: end.max(owned.end) };
             let columns = Span { start: 0, end: record.window_w };
             let (slab, nonfinite) = Slab::load(
-                window, rows, columns, owned, true, Shared::at(layout::SLAB), layout::SLAB_CELLS, masks::counters(),
+                window,
+                rows,
+                columns,
+                owned,
+                true,
+                Shared::at(layout::SLAB),
+                layout::SLAB_CELLS,
+                masks::counters(),
             );
             if tid == 0 {
                 masks::add_nonfinite(args, image, nonfinite);
@@ -335,9 +342,6 @@ unsafe fn load_stats(args: &MaskArgs, row: usize) -> Stats {
     let first = row * size_of::<DetectionRow>() / 4;
     // SAFETY: the caller vouches for the row.
     unsafe {
-        Stats {
-            area: words.load(first + AREA_WORD),
-            tight: [0, 1, 2, 3].map(|i| words.load(first + BOX_WORD + i)),
-        }
+        Stats { area: words.load(first + AREA_WORD), tight: [0, 1, 2, 3].map(|i| words.load(first + BOX_WORD + i)) }
     }
 }

@@ -4,12 +4,12 @@
 //! loads, and for the host, where [`simt::emulator`] runs them under a hostile schedule and checks every access.
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics))]
+#![cfg_attr(feature = "cuda-std", allow(unexpected_cfgs, reason = "cuda_std's attribute names targets of the past"))]
 #![cfg_attr(
     target_arch = "nvptx64",
-    feature(abi_ptx, stdarch_nvptx, asm_experimental_arch, link_llvm_intrinsics)
+    allow(internal_features, reason = "convergent operations exist only as intrinsics")
 )]
-#![cfg_attr(feature = "cuda-std", allow(unexpected_cfgs, reason = "cuda_std's attribute names targets of the past"))]
-#![cfg_attr(target_arch = "nvptx64", allow(internal_features, reason = "convergent operations exist only as intrinsics"))]
 
 pub mod axes;
 pub mod boxes;

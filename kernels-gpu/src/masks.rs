@@ -126,9 +126,7 @@ impl Work {
 pub unsafe fn record(args: &MaskArgs, params: Params, image: u32) -> ImageRecord {
     let is_inline = args.batch as usize <= INLINE_IMAGES;
     // SAFETY: the caller vouches for the records.
-    unsafe {
-        load_record(is_inline, params, core::mem::offset_of!(MaskArgs, records) as u32, args.records_at, image)
-    }
+    unsafe { load_record(is_inline, params, core::mem::offset_of!(MaskArgs, records) as u32, args.records_at, image) }
 }
 
 /// Index of a row of the batch.

@@ -292,7 +292,13 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
 /// As [`masks_rle`]; the strip is the block's own.
 #[inline(always)]
 unsafe fn strip(
-    args: &MaskArgs, params: Params, scratch: Scratch, image: u32, slot: u32, item: u32, num_strips: u32,
+    args: &MaskArgs,
+    params: Params,
+    scratch: Scratch,
+    image: u32,
+    slot: u32,
+    item: u32,
+    num_strips: u32,
 ) -> bool {
     let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
     let (lane, warp) = (warp::lane_id(), warp::warp_id());
@@ -326,9 +332,8 @@ unsafe fn strip(
         let mut is_redone = false;
         let first_item = item - strip_idx;
         let lens = Global::<u32>::from_address(args.strip_lens_at);
-        let room = |item: u32| {
-            Global::<u32>::from_address(args.strips_at + 4 * item as u64 * args.strip_capacity as u64)
-        };
+        let room =
+            |item: u32| Global::<u32>::from_address(args.strips_at + 4 * item as u64 * args.strip_capacity as u64);
 
         // Transitions of all strips while they are merged; none while columns are walked.
         let mut merged = None;

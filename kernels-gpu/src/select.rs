@@ -17,7 +17,8 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, ResultHeader, SelectArgs,
+    DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, ResultHeader,
+    SelectArgs,
     shared::{COUNTERS, SCAN, select as layout},
 };
 
@@ -282,9 +283,8 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         unsafe {
             let num_detections = found.min(args.max_detections);
             let health = [0, 1, 2, 3].map(|i| counters.load(HEALTH + i));
-            let header = Global::<[u32; 4]>::from_address(
-                args.headers_at + image as u64 * size_of::<ImageHeader>() as u64,
-            );
+            let header =
+                Global::<[u32; 4]>::from_address(args.headers_at + image as u64 * size_of::<ImageHeader>() as u64);
             header.store(0, [num_detections, 0, health[0], health[1]]);
             header.store(1, [health[2], health[3], 0, 0]);
         }
@@ -383,12 +383,7 @@ unsafe fn append(has_key: bool, key: u64, counters: Shared<u32>, list: Shared<u6
 /// # Safety
 /// As [`select`].
 #[inline(always)]
-unsafe fn radix_select(
-    candidates: &Candidates,
-    num_select: u32,
-    counters: Shared<u32>,
-    histogram: Shared<u32>,
-) -> u64 {
+unsafe fn radix_select(candidates: &Candidates, num_select: u32, counters: Shared<u32>, histogram: Shared<u32>) -> u64 {
     let (tid, lane) = (thread::thread_idx_x(), warp::lane_id());
     let mut prefix = 0;
     let mut remaining = num_select;
@@ -455,8 +450,7 @@ unsafe fn radix_select(
         }
         thread::sync_threads();
         // SAFETY: written by the one lane in whose digits the last place falls, before the barrier.
-        let (digit, above, in_digit) =
-            unsafe { (counters.load(DIGIT), counters.load(ABOVE), counters.load(IN_DIGIT)) };
+        let (digit, above, in_digit) = unsafe { (counters.load(DIGIT), counters.load(ABOVE), counters.load(IN_DIGIT)) };
         prefix |= (digit as u64) << shift;
         remaining -= above;
         if in_digit == remaining || shift == 0 {
