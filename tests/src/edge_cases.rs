@@ -6,9 +6,9 @@ use crate::{
     random::Random,
 };
 use rfdetr_post_core::{
-    ClassLayout, DType, Detections, Error, ImageDetections, ImageMeta, MaskFormat, MaskRef, Masks, NegativeSizes,
-    Options, Padding, Resize, Semantics, Size, StaticCrop, Thresholds, detections::xyxy_i32, models::VARIANTS,
-    reference::masks, score::sigmoid,
+    BoxRounding, ClassLayout, DType, Detections, Error, ImageDetections, ImageMeta, MaskFormat, MaskRef, Masks,
+    NegativeSizes, Options, Padding, Resize, Semantics, Size, StaticCrop, Thresholds, detections::xyxy_i32,
+    models::VARIANTS, reference::masks, score::sigmoid,
 };
 
 /// Lists the cases below, and makes each a test of this crate.
@@ -72,6 +72,7 @@ edge_cases! {
     counts_of_whole_masks,
     only_the_first_product_rounds,
     only_the_second_product_of_a_pair_rounds,
+    every_step_of_a_box_rounds,
     the_center_rounds_once,
     axis_tables_of_enormous_sides,
 }
@@ -682,6 +683,45 @@ fn only_the_second_product_of_a_pair_rounds() {
             assert_eq!(answer.dense_mask(0).unwrap().unwrap()[i] == 1, foreground, "{first} {second} in a column");
         }
     }
+}
+
+/// Spec 4, variant A: every step of the decode rounds on its own, in its order. Integer boxes hardly ever tell.
+fn every_step_of_a_box_rounds() {
+    let mut random = Random::new(5);
+    let crop = StaticCrop { x: 17, y: 40, width: 301, height: 199 };
+    let resize = Resize::Letterbox { frame: Size::new(200, 210), network: NETWORK };
+    let meta = ImageMeta::static_crop(Size::new(403, 305), crop, resize).unwrap();
+    let boxes: Vec<[f32; 4]> = (0..500).map(|_| [0; 4].map(|_| random.uniform(0.2, 0.8))).collect();
+    let logits = vec![&[1.0f32][..]; boxes.len()];
+    let case = case(&logits).boxed(&boxes).meta(meta).with_options(|options| {
+        options.semantics.box_rounding = BoxRounding::None;
+        options.semantics.clip_boxes = false;
+    });
+    // One operation on f32 values in f64, rounded to f32, is the f32 operation: f64 has more than twice the digits.
+    let step = |exact: f64| f64::from(exact as f32);
+    let (mut fused_differs, mut reordered_differs) = (0, 0);
+    let answer = case.one();
+    assert_eq!(answer.len(), boxes.len());
+    for row in &answer.rows {
+        let b = boxes[row.query_idx as usize].map(f64::from);
+        for (i, &got) in row.xyxy.iter().enumerate() {
+            let (frame, pad, scale, offset) = if i % 2 == 0 {
+                (200.0, meta.padding.left, meta.scale_x, 17.0)
+            } else {
+                (210.0, meta.padding.top, meta.scale_y, 40.0)
+            };
+            let (pad, scale) = (f64::from(pad), step(scale));
+            let half = step(0.5 * b[2 + i % 2]);
+            let corner = step(if i < 2 { b[i % 2] - half } else { b[i % 2] + half });
+            let in_frame = step(corner * frame);
+            let expected = step(step(step(in_frame - pad) / scale) + offset);
+            assert_eq!(f64::from(got), expected, "coordinate {i} of query {}", row.query_idx);
+            fused_differs += usize::from(step(step(step(corner * frame - pad) / scale) + offset) != expected);
+            reordered_differs +=
+                usize::from(step(step(step(in_frame / scale) - step(pad / scale)) + offset) != expected);
+        }
+    }
+    assert!(fused_differs > 20 && reordered_differs > 20, "{fused_differs} {reordered_differs}");
 }
 
 /// Spec 5.3, 5.6: the product of scale and center is not rounded before the sum. Each enlarging table differs from that
