@@ -308,9 +308,10 @@ impl Slab {
             // SAFETY: the window has columns.
             let (r, c) = unsafe { div_rem(i, num_columns) };
             let (r, c) = (rows.start + r, columns.start + c);
-            // SAFETY: inside the window; `i` is below the capacity if the slab is shared.
+            // SAFETY: inside the window.
             let cell = unsafe { window.cell(r, c) };
             if is_shared {
+                // SAFETY: `i` is below the capacity.
                 unsafe { cells.store(i, cell) };
             }
             // NaN and infinities may spoil or make anything, so they are live.

@@ -83,6 +83,7 @@ impl Candidates {
     }
 
     /// Whether a logit may be a hit, or is counted for the health record.
+    #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the negation is what lets NaN through")]
     #[inline(always)]
     fn is_interesting(&self, logit: f32) -> bool {
         // True for NaN, and for every logit if the bound is NaN.

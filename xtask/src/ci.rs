@@ -24,8 +24,11 @@ enum Outcome {
     Tested(Totals),
 }
 
+/// A step's name and what it does.
+type Step = (&'static str, fn() -> Result<Outcome>);
+
 /// The steps, cheapest first, so that a slip shows early. Each goes on although an earlier one failed.
-const STEPS: [(&str, fn() -> Result<Outcome>); 12] = [
+const STEPS: [Step; 12] = [
     ("format", format),
     ("dependencies", dependencies),
     ("clippy", clippy),

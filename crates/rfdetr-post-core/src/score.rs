@@ -48,7 +48,7 @@ pub const UNDERFLOW_LOGIT: f32 = f32::from_bits(0xc2b1_7217);
 ///
 /// Units: logit in, score in 0..=1 out; NaN in, NaN out. Monotone over all inputs. At most 2 ulp from the correctly
 /// rounded value down to [`UNDERFLOW_LOGIT`]; below it `exp(-logit)` overflows and the score is 0, as torch's is, where
-/// the true value is below 2.94e-39 (checked over all 2^32 inputs by `cargo xtask sigmoid`).
+/// the true value is below 2.94e-39 (checked over all 2^32 inputs by `cargo run --release -p rfdetr-post-tests --bin sigmoid`).
 /// Source: spec 3.2, CANON; at most 4 ulp from torch CUDA's.
 pub fn sigmoid(logit: f32) -> f32 {
     1.0 / (1.0 + exp(-logit))

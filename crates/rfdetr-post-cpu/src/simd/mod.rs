@@ -12,7 +12,8 @@
 //! An [`Isa`] value is a token: it exists only after its instruction set was detected, which is what makes its methods
 //! safe to call.
 
-#[cfg(target_arch = "aarch64")]
+// Compiled for tests everywhere: it has no intrinsics.
+#[cfg(any(target_arch = "aarch64", test))]
 pub(crate) mod neon;
 pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -63,7 +64,7 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn edges(self, rounded: &[f32; LANES], fused: &[f32; LANES], lower_first: bool, weights: (&[f32], &[f32]))
     -> Edges;
 
-    /// Bit `i` tells whether `values[i]` is NaN, -Inf, or not below `min`.
+    /// Bit `i` tells whether `values[i]` is NaN, -Inf, or not below `min`, which is not NaN.
     fn notable_mask(self, values: &[f32; LANES], min: f32) -> u32;
 
     /// Sets bytes to zero, past the caches where the instruction set can. Owes a [`Isa::fence`].
@@ -138,6 +139,100 @@ impl Token {
             Self::Avx512(isa) => isa.vectorize(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(isa) => isa.vectorize(kernel),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that an operation can answer, for one input.
+    type Answers = (Vec<u32>, Edges, u64, Vec<u8>, Vec<u8>);
+
+    struct Ask<'a> {
+        values: &'a [f32; LANES],
+        others: &'a [f32; LANES],
+        weights: (&'a [f32; LANES], &'a [f32; LANES]),
+        bytes: (&'a [u8; 64], &'a [u8; 64]),
+        cut: usize,
+    }
+
+    impl Kernel for Ask<'_> {
+        type Output = Answers;
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> Answers {
+            let Self { values, others, weights, bytes, cut } = self;
+            let numbers = vec![
+                isa.positive_mask(values),
+                isa.unusual_mask(values),
+                isa.notable_mask(values, if others[0].is_nan() { 0.5 } else { others[0] }),
+                isa.count_positive(values[0], others[0], weights.0, weights.1),
+            ];
+            let rows = 1 + cut % LANES;
+            let edges = isa.edges(values, others, cut % 2 == 0, (&weights.0[..rows], &weights.1[..rows]));
+            // Lengths and places that leave something before and after the vectors.
+            let mut zeroed = vec![7; 200];
+            isa.stream_zero(&mut zeroed[cut % 40..150 + cut % 50]);
+            let mut streamed = vec![9; 100];
+            isa.stream_below(bytes.0[0], &bytes.0[cut % 64..], &bytes.1[cut % 64..], &mut streamed[3..67 - cut % 64]);
+            isa.fence();
+            (numbers, edges, isa.below_mask(bytes.1[0].wrapping_mul(3), bytes.0, bytes.1), zeroed, streamed)
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_answer_alike() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        };
+        let special =
+            [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-45, 2f32.powi(-40), 2f32.powi(100)];
+        for round in 0..20_000 {
+            let mut float = |n: usize| match next() % 4 {
+                0 => special[n % special.len()],
+                1 => f32::from_bits(next()),
+                _ => (next() as f32 / 2f32.powi(31) - 1.0) * 8.0,
+            };
+            let [mut values, mut others, mut wa, mut wb] = [[0.0; LANES]; 4];
+            for i in 0..LANES {
+                (values[i], others[i]) = (float(i + round), float(i + 2 * round));
+                // Edges and counts are asked of ordinary values only.
+                if round % 2 == 0 {
+                    let ordinary = |x: f32| if x.is_finite() { x % 8.0 + 2f32.powi(-30) } else { -1.5 };
+                    (values[i], others[i]) = (ordinary(values[i]), ordinary(others[i]));
+                }
+            }
+            for i in 0..LANES {
+                wb[i] = (next() >> 8) as f32 / 2f32.powi(24);
+                wa[i] = 1.0 - wb[i];
+            }
+            let (mut thresholds, mut flips) = ([0u8; 64], [0u8; 64]);
+            for i in 0..64 {
+                (thresholds[i], flips[i]) = (next() as u8, (next() >> 31) as u8);
+            }
+            let answers = |token: &dyn Fn(Ask<'_>) -> Answers| {
+                token(Ask {
+                    values: &values,
+                    others: &others,
+                    weights: (&wa, &wb),
+                    bytes: (&thresholds, &flips),
+                    cut: round,
+                })
+            };
+            let expected = answers(&|ask| ask.run(portable::Portable));
+            assert_eq!(
+                answers(&|ask| ask.run(neon::Neon::detect().unwrap())),
+                expected,
+                "neon's source, round {round}"
+            );
+            for level in SimdLevel::available() {
+                let token = Token::new(level).unwrap();
+                assert_eq!(answers(&|ask| token.run(ask)), expected, "{level:?}, round {round}");
+            }
         }
     }
 }
