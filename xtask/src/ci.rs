@@ -124,7 +124,18 @@ fn dependencies() -> Result<Outcome> {
 
 /// Also compiles what nothing else does: examples, benches, every binary.
 fn clippy() -> Result<Outcome> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--features", SELF_TEST, "--", "-D", "warnings"])?;
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--keep-going",
+        "--features",
+        SELF_TEST,
+        "--",
+        "-D",
+        "warnings",
+    ])?;
     Ok(Outcome::Passed)
 }
 
