@@ -206,7 +206,8 @@ fn tests() -> Result<Outcome> {
 /// Runs each bench once: a bench that panics, or whose back ends disagree, is found before somebody needs its numbers.
 fn benches() -> Result<Outcome> {
     // Without `--bench` criterion runs each case once and measures nothing.
-    cargo(&["test", "--locked", "-p", "rfdetr-post-core", "-p", "rfdetr-post-cpu", "--bench", "*"])?;
+    // The whole workspace, as for the tests: other features would build half of the dependencies again.
+    cargo(&["test", "--workspace", "--locked", "--features", SELF_TEST, "--bench", "*"])?;
     Ok(Outcome::Passed)
 }
 
