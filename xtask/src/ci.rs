@@ -111,7 +111,7 @@ fn format() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Licences, duplicates, sources; with advisories where `cargo deny` is there.
+/// Licenses, duplicates, sources; with advisories where `cargo deny` is there.
 fn dependencies() -> Result<Outcome> {
     dependencies::check()?;
     if workspace::read(&mut workspace::cargo(&["deny", "--version"])).is_ok() {

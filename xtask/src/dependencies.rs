@@ -1,4 +1,4 @@
-//! Licences, duplicates and origin of the dependencies, from `cargo tree` and `Cargo.lock`.
+//! Licenses, duplicates and origin of the dependencies, from `cargo tree` and `Cargo.lock`.
 //!
 //! It checks what `cargo deny` would, by the lists of the same `deny.toml`, but needs neither a network nor that tool.
 
@@ -19,13 +19,13 @@ pub fn check() -> Result<()> {
     let mut tree = workspace::cargo(&["tree", "--locked", "--workspace", "--target", "all"]);
     tree.args(["--edges", "normal,build,dev", "--prefix", "none", "--no-dedupe", "--format", "{p};{l}"]);
     let tree = workspace::read(&mut tree)?;
-    // `name vVERSION (path);LICENCE`, once for each way to it.
+    // `name vVERSION (path);LICENSE`, once for each way to it.
     let packages: BTreeSet<(&str, &str, &str)> = tree.lines().filter_map(package).collect();
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (name, version, licence) in &packages {
+    for (name, version, license) in &packages {
         versions.entry(name).or_default().insert(version);
-        if !is_allowed(licence, &allowed) {
-            faults.push(format!("licence: {name} {version} is under `{licence}`, which deny.toml does not allow"));
+        if !is_allowed(license, &allowed) {
+            faults.push(format!("license: {name} {version} is under `{license}`, which deny.toml does not allow"));
         }
     }
     for (name, versions) in &versions {
@@ -48,17 +48,17 @@ pub fn check() -> Result<()> {
     if !faults.is_empty() {
         bail!("{}", faults.join("\n"));
     }
-    println!("{} packages: licences, duplicates and sources as deny.toml wants them", packages.len());
+    println!("{} packages: licenses, duplicates and sources as deny.toml wants them", packages.len());
     Ok(())
 }
 
 const CRATES_IO: &str = "\"registry+https://github.com/rust-lang/crates.io-index\"";
 
 fn package(line: &str) -> Option<(&str, &str, &str)> {
-    let (package, licence) = line.split_once(';')?;
+    let (package, license) = line.split_once(';')?;
     let mut words = package.split(' ');
     // The star says that what it depends on was listed before.
-    Some((words.next()?, words.next()?, licence.trim_end_matches(" (*)")))
+    Some((words.next()?, words.next()?, license.trim_end_matches(" (*)")))
 }
 
 /// The strings of the array `key` under `[section]`. Enough of TOML for deny.toml, whose arrays hold one entry a line.
@@ -75,7 +75,7 @@ fn list(toml: &str, section: &str, key: &str) -> Option<Vec<String>> {
     opening.then(|| strings.collect())
 }
 
-/// Whether an SPDX expression (or the older form with slashes) can be satisfied by allowed licences.
+/// Whether an SPDX expression (or the older form with slashes) can be satisfied by allowed licenses.
 fn is_allowed(expression: &str, allowed: &[String]) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
@@ -94,7 +94,7 @@ fn any_of(words: &mut &[&str], allowed: &[String]) -> Option<bool> {
     Some(is_allowed)
 }
 
-/// What binds closer: licences that hold together.
+/// What binds closer: licenses that hold together.
 fn all_of(words: &mut &[&str], allowed: &[String]) -> Option<bool> {
     let mut is_allowed = one_of(words, allowed)?;
     while let ["AND", rest @ ..] = *words {
@@ -104,7 +104,7 @@ fn all_of(words: &mut &[&str], allowed: &[String]) -> Option<bool> {
     Some(is_allowed)
 }
 
-/// One licence, with its exception if it has one, or an expression in parentheses.
+/// One license, with its exception if it has one, or an expression in parentheses.
 fn one_of(words: &mut &[&str], allowed: &[String]) -> Option<bool> {
     let (name, rest) = match *words {
         ["(", rest @ ..] => {
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn licence_expressions() {
+    fn license_expressions() {
         let allowed = ["MIT", "Unicode-3.0", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned);
         for good in [
             "MIT",
