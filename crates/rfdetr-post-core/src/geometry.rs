@@ -1,7 +1,7 @@
 //! How an image became a network input, and the way back. Pure arithmetic in f64.
 //!
-//! Pre-processing crops the image (static crop), resizes it into a *frame* D (stretch, letterbox or centre crop) and,
-//! in the two-step modes, stretches the frame to the network input T. Normalised boxes and the mask grid span D.
+//! Pre-processing crops the image (static crop), resizes it into a *frame* D (stretch, letterbox or center crop) and,
+//! in the two-step modes, stretches the frame to the network input T. Normalized boxes and the mask grid span D.
 
 use alloc::{format, string::ToString};
 
@@ -123,7 +123,7 @@ pub enum Resize {
         /// The network input T.
         network: Size,
     },
-    /// Padded or cropped around the centre to `frame` without scaling, and then stretched to `network`.
+    /// Padded or cropped around the center to `frame` without scaling, and then stretched to `network`.
     CenterCrop {
         /// The frame D.
         frame: Size,
@@ -262,7 +262,7 @@ impl ImageMeta {
         Preprocessing { original, static_crop: None, resize: Resize::Letterbox { frame, network } }.meta()
     }
 
-    /// An image cropped or padded around its centre to `frame`, then stretched to `network`.
+    /// An image cropped or padded around its center to `frame`, then stretched to `network`.
     pub fn center_crop(original: Size, frame: Size, network: Size) -> Result<Self> {
         Preprocessing { original, static_crop: None, resize: Resize::CenterCrop { frame, network } }.meta()
     }
@@ -272,12 +272,12 @@ impl ImageMeta {
         Preprocessing { original, static_crop: Some(crop), resize }.meta()
     }
 
-    /// The frame D that normalised coordinates and the mask grid span.
+    /// The frame D that normalized coordinates and the mask grid span.
     pub fn frame(&self) -> Size {
         self.intermediate.unwrap_or(self.network)
     }
 
-    /// Maps normalised network coordinates (`_norm`, 0..1 over D) to pixels of the original image (`_img`).
+    /// Maps normalized network coordinates (`_norm`, 0..1 over D) to pixels of the original image (`_img`).
     pub fn image_from_norm(&self) -> Affine2<f64> {
         let axis = |frame: u32, pad: i32, scale: f64, offset: u32| {
             (f64::from(frame) / scale, f64::from(offset) - f64::from(pad) / scale)
@@ -288,7 +288,7 @@ impl ImageMeta {
         Affine2::from_matrix_unchecked(Matrix3::new(ax, 0.0, bx, 0.0, ay, by, 0.0, 0.0, 1.0))
     }
 
-    /// Maps pixels of the original image (`_img`) to normalised network coordinates (`_norm`, 0..1 over D).
+    /// Maps pixels of the original image (`_img`) to normalized network coordinates (`_norm`, 0..1 over D).
     pub fn norm_from_image(&self) -> Affine2<f64> {
         let axis = |frame: u32, pad: i32, scale: f64, offset: u32| {
             let frame = f64::from(frame);

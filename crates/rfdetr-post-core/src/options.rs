@@ -136,13 +136,13 @@ impl Default for Semantics {
     }
 }
 
-/// Which space normalised coordinates are mapped to.
+/// Which space normalized coordinates are mapped to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Frame {
     /// Pads, scales and crops of the record are undone (spec 4, variant A; 5.1; 5.7).
     UndoPreprocessing,
-    /// Normalised coordinates times the original size (spec 4, variant D). Records must be plain stretches.
+    /// Normalized coordinates times the original size (spec 4, variant D). Records must be plain stretches.
     WholeImage,
 }
 

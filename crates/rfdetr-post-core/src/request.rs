@@ -12,7 +12,7 @@ use crate::{
 /// The outputs of one run of the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Tensors<'a> {
-    /// `dets`: `[B, Q, 4]`, `cxcywh`, normalised to the network frame.
+    /// `dets`: `[B, Q, 4]`, `cxcywh`, normalized to the network frame.
     pub boxes: Tensor<'a>,
     /// `labels`: `[B, Q, C]`, class logits.
     pub logits: Tensor<'a>,
