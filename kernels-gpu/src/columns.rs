@@ -19,7 +19,9 @@
 //! A column then costs O(window rows) instead of O(output rows). Without antialias the blend is
 //! `fl(a * w0 + fl(b * w1))`, for which the same holds.
 
-use rfdetr_post_core::packed::{GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs};
+use rfdetr_post_core::packed::{
+    DTYPE_BF16, DTYPE_F16, DTYPE_F32, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs, RleLayout,
+};
 
 use crate::{
     axes::{Axis, normalize},
@@ -31,6 +33,11 @@ use crate::{
 /// Positive values below this may underflow when multiplied by a weight. Weights are zero or at least 2^-38: they are
 /// differences of multiples of 2^-38, the smallest scale (2^-14) having 24 bits.
 const TINY: f32 = 1.0 / (1u128 << 100) as f32;
+
+/// Some row groups are irregular.
+pub const HAS_IRREGULAR: u32 = 1;
+/// Some row groups have no row.
+pub const HAS_EMPTY: u32 = 2;
 
 /// The masks of one image: its geometry and where its tables lie.
 #[derive(Clone, Copy)]
@@ -46,6 +53,8 @@ pub struct Geometry {
     group_ends: Global<u32>,
     /// The row groups' copy in shared memory, if there is one.
     shared_groups: Option<Shared<u32>>,
+    /// The rows' weights in shared memory, if they are there.
+    shared_weights: Option<Shared<[f32; 2]>>,
 }
 
 impl Geometry {
@@ -63,28 +72,77 @@ impl Geometry {
             row_entries: Global::from_address(at + 16 * args.axes.rows_offset as u64),
             group_ends: Global::from_address(at + 16 * args.axes.groups_offset as u64),
             shared_groups: None,
+            shared_weights: None,
             record,
         }
     }
 
-    /// Copies the row groups to shared memory, if it has room for them.
+    /// Uses copies of row groups and weights in shared memory, each if it has room; `copies` also makes them. Returns
+    /// [`HAS_IRREGULAR`] and [`HAS_EMPTY`] for the groups that this thread copied.
     ///
-    /// Callers: every thread of the block. A barrier is owed before they are read.
+    /// Callers: every thread of the block. A barrier is owed before the copies are read.
     ///
     /// # Safety
-    /// `groups` has `capacity` words.
+    /// The block has the shared memory of `layout`; without `copies`, it holds the copies of this image.
     #[inline(always)]
-    pub unsafe fn share_groups(&mut self, groups: Shared<u32>, capacity: u32) {
-        if self.record.window_h > capacity {
-            return;
+    pub unsafe fn share_rows(&mut self, layout: &RleLayout, copies: bool) -> u32 {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let mut found = 0;
+        // SAFETY: offsets are the layout's; copies stay inside their arrays.
+        unsafe {
+            if self.record.content_h <= layout.num_weights {
+                let weights = Shared::<[f32; 2]>::at(layout.weights_offset);
+                let mut y = tid;
+                while copies && y < self.record.content_h {
+                    let [_, _, w0, w1] = self.row_entries.load(y as usize);
+                    weights.store(y, [f32::from_bits(w0), f32::from_bits(w1)]);
+                    y += block;
+                }
+                self.shared_weights = Some(weights);
+            }
+            if self.record.window_h <= layout.num_groups {
+                let groups = Shared::<u32>::at(layout.groups_offset);
+                let mut r = tid;
+                while copies && r < self.record.window_h {
+                    let end = self.group_ends.load(r as usize);
+                    let before = if r > 0 { self.group_ends.load(r as usize - 1) & !GROUP_IS_IRREGULAR } else { 0 };
+                    groups.store(r, end);
+                    if end & GROUP_IS_IRREGULAR != 0 {
+                        found |= HAS_IRREGULAR;
+                    }
+                    if end & !GROUP_IS_IRREGULAR == before {
+                        found |= HAS_EMPTY;
+                    }
+                    r += block;
+                }
+                self.shared_groups = Some(groups);
+            }
         }
-        let mut r = thread::thread_idx_x();
-        while r < self.record.window_h {
-            // SAFETY: one word a window row.
-            unsafe { groups.store(r, self.group_ends.load(r as usize)) };
-            r += thread::block_dim_x();
+        found
+    }
+
+    /// The value of content row `y`, which blends the window rows above and below it; not for irregular groups.
+    ///
+    /// # Safety
+    /// `y` is below the content's height.
+    #[inline(always)]
+    pub unsafe fn blend_rows(&self, y: u32, above: f32, below: f32) -> f32 {
+        // SAFETY: two words a content row.
+        let [w0, w1] = unsafe {
+            match self.shared_weights {
+                Some(weights) => weights.load(y),
+                None => {
+                    let [_, _, w0, w1] = self.row_entries.load(y as usize);
+                    [f32::from_bits(w0), f32::from_bits(w1)]
+                }
+            }
+        };
+        // A row of one cell has a second weight of zero, which changes no finite value.
+        if self.rows.is_bilinear {
+            math::fma(w0, above, w1 * below)
+        } else {
+            math::fma(below, w1, above * w0)
         }
-        self.shared_groups = Some(groups);
     }
 
     /// Whether nothing of the grid shows content: every mask is empty.
@@ -137,7 +195,7 @@ pub struct Taps {
     /// Number of cells.
     pub count: u32,
     /// Second cell; the first if there is none.
-    second: u32,
+    pub second: u32,
     w0: f32,
     w1: f32,
     is_bilinear: bool,
@@ -237,6 +295,64 @@ impl Window {
             }
         } else {
             0.0
+        }
+    }
+}
+
+impl Window {
+    /// Cells of window column `c` from row `r` on, eight of them; zero outside the grid, below `row_end`, and in columns
+    /// that the window has not. All loads are issued before the first is used.
+    ///
+    /// # Safety
+    /// The mask tensor is what [`MaskArgs`] promises.
+    #[inline(always)]
+    pub unsafe fn octet(&self, r: u32, row_end: u32, c: u32, num_columns: u32) -> [f32; 8] {
+        let x = c as i32 + self.window_x;
+        let has_column = c < num_columns && (x as u32) < self.mask_w;
+        let cell = |i: u32, dtype: u32| {
+            let y = (r + i) as i32 + self.window_y;
+            if has_column && r + i < row_end && (y as u32) < self.mask_h {
+                let idx = self.first + (y as u32 * self.mask_w + x as u32) as usize;
+                // SAFETY: inside the grid.
+                unsafe { load_element(self.masks_at, dtype, idx) }
+            } else {
+                0.0
+            }
+        };
+        // One branch for all eight.
+        match self.dtype {
+            DTYPE_F32 => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cell(i, DTYPE_F32)),
+            DTYPE_F16 => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cell(i, DTYPE_F16)),
+            _ => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cell(i, DTYPE_BF16)),
+        }
+    }
+
+    /// An output column's value in window row `r`: the horizontal pass.
+    ///
+    /// # Safety
+    /// The cells are inside the window.
+    #[inline(always)]
+    pub unsafe fn stretched(&self, geometry: &Geometry, column: &Taps, r: u32) -> f32 {
+        // SAFETY: the caller vouches for the cells.
+        unsafe {
+            if column.count <= 2 {
+                column.blend(self.cell(r, column.first), self.cell(r, column.second))
+            } else {
+                column.sum(&geometry.columns, |c| self.cell(r, c))
+            }
+        }
+    }
+
+    /// Whether the pixel of an output column in content row `y` is foreground: the plain way, for any cells and taps.
+    ///
+    /// # Safety
+    /// The column's cells are inside the window, and `y` is below the content's height.
+    #[inline(always)]
+    pub unsafe fn is_foreground(&self, geometry: &Geometry, column: &Taps, y: u32) -> bool {
+        // SAFETY: the caller vouches for column and row.
+        unsafe {
+            let row = geometry.row(y);
+            row.sum(&geometry.rows, |r| column.sum(&geometry.columns, |c| self.cell(r, c))) > 0.0
         }
     }
 }

@@ -21,7 +21,7 @@ pub unsafe fn load_element(address: u64, dtype: u32, idx: usize) -> f32 {
 }
 
 /// Bytes of one image record, in 16-byte words.
-const RECORD_WORDS: u32 = size_of::<ImageRecord>() as u32 / 16;
+pub const RECORD_WORDS: u32 = size_of::<ImageRecord>() as u32 / 16;
 
 /// The record of one image: from the argument record for small batches, else from device memory.
 ///
@@ -36,17 +36,37 @@ pub unsafe fn load_record(
     records_at: u64,
     image: u32,
 ) -> ImageRecord {
-    let word = |idx: u32| -> [u32; 4] {
-        let idx = image * RECORD_WORDS + idx;
-        // SAFETY: the record has `RECORD_WORDS` words, and the caller vouches for the image.
-        unsafe {
-            if is_inline {
-                params.load(params_offset + 16 * idx)
-            } else {
-                Global::<[u32; 4]>::from_address(records_at).load_nc(idx as usize)
-            }
+    // SAFETY: the record has `RECORD_WORDS` words, and the caller vouches for the image.
+    record_of_words(|word| unsafe { load_record_word(is_inline, params, params_offset, records_at, image, word) })
+}
+
+/// A 16-byte word of the record of one image.
+///
+/// # Safety
+/// As [`load_record`]; `word` is below [`RECORD_WORDS`].
+#[inline(always)]
+pub unsafe fn load_record_word(
+    is_inline: bool,
+    params: Params,
+    params_offset: u32,
+    records_at: u64,
+    image: u32,
+    word: u32,
+) -> [u32; 4] {
+    let idx = image * RECORD_WORDS + word;
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if is_inline {
+            params.load(params_offset + 16 * idx)
+        } else {
+            Global::<[u32; 4]>::from_address(records_at).load_nc(idx as usize)
         }
-    };
+    }
+}
+
+/// The record whose 16-byte words `word` reads.
+#[inline(always)]
+pub fn record_of_words(word: impl Fn(u32) -> [u32; 4]) -> ImageRecord {
     let [width, height, content_w, content_h] = word(0);
     let [offset_x, offset_y, window_x, window_y] = word(1);
     let [window_w, window_h, scale_x, support_x] = word(2);

@@ -24,6 +24,7 @@ pub mod score;
 pub mod select;
 #[cfg(feature = "self-test")]
 pub mod self_test;
+pub mod signs;
 pub mod simt;
 
 use rfdetr_post_core::packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared::masks::MAX_THREADS};

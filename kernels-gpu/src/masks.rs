@@ -6,7 +6,7 @@ use rfdetr_post_core::packed::{
 };
 
 use crate::{
-    inputs::load_record,
+    inputs::{RECORD_WORDS, load_record, load_record_word, record_of_words},
     scan::block_exclusive_add,
     select::publish,
     simt::{fence, global::Global, params::Params, shared::Shared, thread, warp},
@@ -129,21 +129,64 @@ pub unsafe fn record(args: &MaskArgs, params: Params, image: u32) -> ImageRecord
     unsafe { load_record(is_inline, params, core::mem::offset_of!(MaskArgs, records) as u32, args.records_at, image) }
 }
 
+/// Keeps the record of an image and the query of a mask in shared memory. What a phase needs of them is read there again:
+/// held in registers over all phases, they would crowd out everything else.
+///
+/// Callers: every thread of the block. A barrier is owed before [`kept_record`] and [`kept_query`].
+///
+/// # Safety
+/// As [`record`]; `row` is a row that the selection wrote.
+#[inline(always)]
+pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32, row: usize) {
+    let tid = thread::thread_idx_x();
+    let is_inline = args.batch as usize <= INLINE_IMAGES;
+    // SAFETY: the caller vouches for image and row; the layout has the words.
+    unsafe {
+        let kept = Shared::<[u32; 4]>::at(layout::RECORD);
+        if tid < RECORD_WORDS {
+            let offset = core::mem::offset_of!(MaskArgs, records) as u32;
+            kept.store(tid, load_record_word(is_inline, params, offset, args.records_at, image, tid));
+        }
+        if tid == RECORD_WORDS {
+            kept.store(tid, [query_of(args, row), 0, 0, 0]);
+        }
+    }
+}
+
+/// The record that [`keep_record`] kept.
+///
+/// # Safety
+/// It was kept, and a barrier was passed.
+#[inline(always)]
+pub unsafe fn kept_record() -> ImageRecord {
+    // SAFETY: the caller vouches for the words.
+    record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(layout::RECORD).load(word) })
+}
+
+/// The query that [`keep_record`] kept.
+///
+/// # Safety
+/// As [`kept_record`].
+#[inline(always)]
+pub unsafe fn kept_query() -> u32 {
+    // SAFETY: the caller vouches for the word.
+    unsafe { Shared::<u32>::at(layout::RECORD).load(4 * RECORD_WORDS) }
+}
+
 /// Index of a row of the batch.
 #[inline(always)]
 pub fn row_idx(args: &MaskArgs, image: u32, slot: u32) -> usize {
     image as usize * args.max_detections as usize + slot as usize
 }
 
-/// The query of a row.
+/// The query of a row, [`NO_QUERY`](rfdetr_post_core::packed::NO_QUERY) behind the image's last.
 ///
 /// # Safety
-/// `row` is a row that the selection wrote.
+/// `row` is below the batch's rows.
 #[inline(always)]
 pub unsafe fn query_of(args: &MaskArgs, row: usize) -> u32 {
-    let word = (row * size_of::<DetectionRow>() + core::mem::offset_of!(DetectionRow, query_idx)) / 4;
-    // SAFETY: the caller vouches for the row.
-    unsafe { Global::<u32>::from_address(args.rows_at).load(word) }
+    // SAFETY: the selection wrote a word for each row.
+    unsafe { Global::<u32>::from_address(args.queries_at).load(row) }
 }
 
 /// Adds to the image's count of mask logits that are not finite. Callers: one thread for each count.
@@ -208,7 +251,7 @@ impl Stats {
             let top = warp::warp_reduce_min(warp::FULL_MASK, self.tight[1]);
             let right = warp::warp_reduce_max(warp::FULL_MASK, self.tight[2]);
             let bottom = warp::warp_reduce_max(warp::FULL_MASK, self.tight[3]);
-            if warp::lane_id() == 0 && area > 0 {
+            if warp::lane_id() == 0 && (area > 0 || bottom > 0) {
                 stats.fetch_add(STATS, area);
                 stats.fetch_min(STATS + 1, left);
                 stats.fetch_min(STATS + 2, top);

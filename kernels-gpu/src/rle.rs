@@ -3,25 +3,42 @@
 //! In short:
 //!
 //! ```text
-//! transitions of a mask = positions, down the columns, where it changes        (crate::columns)
-//! counts = differences of transitions; text = differences of counts, two apart, in groups of five bits
+//! signs    = a bit for each cell of the mask                                              (crate::signs)
+//! columns  = for each output column, a bit for each window row: does the sign change here?
+//! position = for each change, the output row where it shows: a bisection between two window rows
+//! counts   = differences of positions; text = differences of counts, two apart, in groups of five bits
 //! ```
 //!
-//! A work item is a strip of a mask's columns. Each thread walks one column; a prefix sum over the columns puts their
-//! transitions in order. With many masks a strip is the whole mask, and its block encodes as it goes. With few masks
-//! each is cut into strips, which hand their transitions over in global memory, and the block that finishes the last
-//! strip of a mask encodes them. A strip with more transitions than its room says so, and that block then walks the
-//! whole mask itself: slower, but the answer is the same.
+//! A block makes a whole mask. What makes it fast:
+//!
+//! 1. Arithmetic happens only where two neighbor cells have different signs, and in the bisections; the rest is bits.
+//! 2. A warp takes a tile of output columns. They lie between the same few cells, so its lanes take the same branches.
+//! 3. Only tiles that live cells reach are looked at.
+//! 4. A tile's number of changes is known before any position is, so each position is written to its final place, and
+//!    the encoder works on all of them at once.
+//!
+//! Why the bits give the exact number of changes: between two window rows an output column is monotone (see
+//! [`crate::columns`]), so a change of sign between them is one change of state, unless no output row shows it. A single
+//! window row of its own sign may fall between two output rows; such *islands* are evaluated and removed. Longer ones show:
+//! every group of rows has a row. The first and last output row have the sign of the first and last window row, because
+//! there is one cell under them.
+//!
+//! Columns whose values are out of the ordinary (NaN, infinities, underflow), images that are lower than the window, and
+//! windows without room in shared memory are evaluated pixel by pixel, twice: to count, and to place.
 
-use rfdetr_post_core::packed::{FLAG_RLE_STRING, ImageHeader, MAX_MASK_SIDE, MaskArgs, shared::masks as layout};
+use rfdetr_post_core::packed::{
+    FLAG_RLE_STRING, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageHeader, ImageRecord, MaskArgs, RleLayout,
+    shared::masks::{self as layout, TILE},
+};
 
 use crate::{
-    columns::{Geometry, Slab, Span, Taps, Window},
+    columns::{Geometry, HAS_EMPTY, HAS_IRREGULAR, Taps, Window},
     masks::{self, Stats, Work},
-    scan::{block_exclusive_add, div_ceil, div_rem},
+    scan::{block_exclusive_add, div_ceil, div_rem, warp_inclusive_add},
+    signs::{Signs, Span},
     simt::{
         global::Global,
-        grid,
+        grid, math,
         params::Params,
         shared::Shared,
         thread,
@@ -29,16 +46,14 @@ use crate::{
     },
 };
 
-/// A mask is cut into at most this many strips.
-const MAX_STRIPS: u32 = 16;
-/// Words of the counters: the last row's state of each warp's columns.
-const BOTTOMS: u32 = 8;
+/// Word of the counters: what the row groups hold.
+const GROUPS_FOUND: u32 = 7;
+/// A tile's start carries this bit if its columns are evaluated pixel by pixel.
+const TILE_IS_ODD: u32 = 1 << 31;
 
-/// Shared memory of this kernel.
+/// Shared memory of the encoder.
 #[derive(Clone, Copy)]
 struct Scratch {
-    slab: Shared<f32>,
-    kept: Shared<u32>,
     transitions: Shared<u32>,
     stage: Shared<u8>,
     stage_words: Shared<[u32; 4]>,
@@ -50,15 +65,14 @@ struct Encoder {
     payload_at: u64,
     capacity: u32,
     is_string: bool,
-    height: u32,
     /// Transitions encoded so far.
     num_counts: u32,
     /// Bytes of text that left the stage: a multiple of 16.
     flushed: u32,
     /// Bytes of text in the stage: below 16 between rounds.
     staged: u32,
-    /// This thread's part of area and box.
-    stats: Stats,
+    /// This thread's part of the foreground pixels.
+    area: u32,
 }
 
 impl Encoder {
@@ -67,13 +81,12 @@ impl Encoder {
     /// # Safety
     /// `payload_at` has room for `capacity` elements and is 16-byte aligned.
     #[inline(always)]
-    unsafe fn new(scratch: Scratch, payload_at: u64, capacity: u32, is_string: bool, height: u32) -> Self {
+    unsafe fn new(scratch: Scratch, payload_at: u64, capacity: u32, is_string: bool) -> Self {
         if thread::thread_idx_x() < 3 {
             // SAFETY: before the first transition there are three at position 0.
             unsafe { scratch.transitions.store(thread::thread_idx_x(), 0) };
         }
-        let stats = Stats::EMPTY;
-        Self { scratch, payload_at, capacity, is_string, height, num_counts: 0, flushed: 0, staged: 0, stats }
+        Self { scratch, payload_at, capacity, is_string, num_counts: 0, flushed: 0, staged: 0, area: 0 }
     }
 
     /// Encodes the `len` transitions of the window, which lie behind the three before them.
@@ -124,7 +137,7 @@ impl Encoder {
     }
 
     /// Codes the count that ends with transition `i` of the window, the last of four transitions in a row: the value and
-    /// its number of characters. Counts of foreground go to area and box; uncompressed counts to the payload.
+    /// its number of characters. Counts of foreground go to the area; uncompressed counts to the payload.
     #[inline(always)]
     fn code(&mut self, i: u32, len: u32, [t3, t2, t1, t0]: [u32; 4]) -> (i32, u32) {
         if i >= len {
@@ -133,7 +146,7 @@ impl Encoder {
         let count = t0 - t1;
         let idx = self.num_counts + i;
         if idx % 2 == 1 {
-            self.add_run(t1, t0);
+            self.area += count;
         }
         if !self.is_string {
             if idx < self.capacity {
@@ -146,16 +159,6 @@ impl Encoder {
         // Five bits a character, and one bit for the sign.
         let magnitude = if value < 0 { !value } else { value } as u32;
         (value, (32 - magnitude.leading_zeros() + 1).div_ceil(5))
-    }
-
-    /// Counts the foreground run from position `start` to `end`.
-    #[inline(always)]
-    fn add_run(&mut self, start: u32, end: u32) {
-        // SAFETY: an image has rows.
-        let ((first_x, first_y), (last_x, last_y)) =
-            unsafe { (div_rem(start, self.height), div_rem(end - 1, self.height)) };
-        let (top, bottom) = if first_x == last_x { (first_y, last_y + 1) } else { (0, self.height) };
-        self.stats.add(end - start, [first_x, top, last_x + 1, bottom]);
     }
 
     /// Appends four coded values behind those of the threads below; sends whole words on their way.
@@ -244,20 +247,12 @@ impl Encoder {
 /// Callers: every thread of every block.
 ///
 /// # Safety
-/// `args` holds what [`MaskArgs`] promises, and the block has `layout::RLE_BYTES` of shared memory.
+/// `args` holds what [`MaskArgs`] promises, and the block has the shared memory of `args.rle`.
 #[inline(always)]
 pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
     grid::depend_wait();
-    let num_blocks = thread::grid_dim_x();
     // SAFETY: the selection has ended; the plan gave this kernel the layout's shared memory.
     unsafe {
-        let scratch = Scratch {
-            slab: Shared::at(layout::SLAB),
-            kept: Shared::at(layout::KEPT),
-            transitions: Shared::at(layout::TRANSITIONS),
-            stage: Shared::at(layout::STAGE),
-            stage_words: Shared::at(layout::STAGE),
-        };
         let work = Work::new(args, |_, num_detections| num_detections);
         let num_masks = work.num_items;
         if num_masks == 0 {
@@ -266,304 +261,609 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
             }
             return;
         }
-        // Strips only where they all run at once: each has a room of its own (P4).
-        let mut num_strips = 1;
-        while num_strips < MAX_STRIPS && 2 * num_strips * num_masks <= num_blocks {
-            num_strips *= 2;
-        }
         let mut item = thread::block_idx_x();
-        while item < num_masks * num_strips {
-            let (image, slot) = work.image_of(item >> num_strips.trailing_zeros());
-            if strip(args, params, scratch, image, slot, item, num_strips) {
-                masks::finish_mask(args, num_masks);
-            }
-            item += num_blocks;
-            thread::sync_threads();
+        let mut copied_image = u32::MAX;
+        while item < num_masks {
+            let (image, slot) = work.image_of(item);
+            mask(args, params, image, slot, image != copied_image);
+            copied_image = image;
+            masks::finish_mask(args, num_masks);
+            item += thread::grid_dim_x();
         }
     }
 }
 
-/// Makes one strip of a mask; true in the block that finished the mask.
-///
-/// Transitions come in batches: of a chunk of columns, of the mask's end, or of a strip that was handed over. All of them
-/// go through one loop, so that the code that walks and the code that encodes exist once.
+/// Makes the run lengths of one mask. `copies`: the block made none of this image just before.
 ///
 /// # Safety
-/// As [`masks_rle`]; the strip is the block's own.
+/// As [`masks_rle`]; the mask is the block's own.
 #[inline(always)]
-unsafe fn strip(
-    args: &MaskArgs,
-    params: Params,
-    scratch: Scratch,
-    image: u32,
-    slot: u32,
-    item: u32,
-    num_strips: u32,
-) -> bool {
+unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: bool) {
     let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    let (lane, warp) = (warp::lane_id(), warp::warp_id());
-    // SAFETY: image, slot and item are of this launch; shared memory is used inside its layout; barriers separate the
-    // phases of a batch.
+    // SAFETY: image and slot are of this launch; shared memory is used inside its layout; barriers separate the phases.
     unsafe {
-        let mut geometry = Geometry::new(args, masks::record(args, params, image), image);
-        geometry.share_groups(Shared::at(layout::GROUPS), MAX_MASK_SIDE);
-        let record = &geometry.record;
+        let counters = masks::counters();
+        let odd = Shared::<u32>::at(layout::ODD);
         let row = masks::row_idx(args, image, slot);
-        let window = Window::new(args, record, image, masks::query_of(args, row));
+        masks::keep_record(args, params, image, row);
+        Signs::reset(counters, odd, layout::ODD_WORDS);
+        if copies && tid == 0 {
+            counters.store(GROUPS_FOUND, 0);
+        }
+        thread::sync_threads();
+        let signs = load(args, image, copies);
+        if tid == 0 {
+            masks::add_nonfinite(args, image, signs.nonfinite);
+        }
+        let mask = Mask { args, image, signs, found: counters.load(GROUPS_FOUND) };
         let is_string = args.flags & FLAG_RLE_STRING != 0;
         let offset = slot * args.mask_capacity;
         let element = if is_string { 1 } else { 4 };
         let payload_at = args.payload_at + image as u64 * args.payload_image_bytes + offset as u64 * element;
-        let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string, record.height);
+        let scratch = Scratch {
+            transitions: Shared::at(args.rle.transitions_offset),
+            stage: Shared::at(args.rle.stage_offset),
+            stage_words: Shared::at(args.rle.stage_offset),
+        };
+        let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string);
+        let starts = Shared::<u32>::at(layout::TILE_STARTS);
+        let carries = Shared::<u32>::at(layout::TILE_CARRIES);
 
-        let content_w = if geometry.is_empty() { 0 } else { record.content_w };
-        let content_bottom = record.offset_y + record.content_h;
-        let reaches_bottom = content_bottom == record.height;
-        let chunk_w = chunk_width(&geometry);
-
-        // The number of strips is a power of two.
-        let strip_idx = item & (num_strips - 1);
-        let strip_w = div_ceil(content_w, num_strips);
-        let mut columns =
-            Span { start: (strip_idx * strip_w).min(content_w), end: ((strip_idx + 1) * strip_w).min(content_w) };
-        // The strip of the last column also has the mask's end.
-        let mut owns_end = columns.start < columns.end && columns.end == content_w || content_w == 0 && strip_idx == 0;
-        let mut is_direct = num_strips == 1;
-        let mut is_redone = false;
-        let first_item = item - strip_idx;
-        let lens = Global::<u32>::from_address(args.strip_lens_at);
-        let room =
-            |item: u32| Global::<u32>::from_address(args.strips_at + 4 * item as u64 * args.strip_capacity as u64);
-
-        // Transitions of all strips while they are merged; none while columns are walked.
-        let mut merged = None;
-        let mut next_column = columns.start;
-        // State of the last row of the column before the chunk.
-        let mut before_chunk = false;
-        let mut handed = 0;
+        let (live, num_pixels, batch) = mask.columns().extent();
+        let batch = batch.min(block).min(layout::MAX_TILES);
+        let num_tiles = div_ceil(live.end - live.start, TILE);
+        let num_warps = block / 32;
+        let mut stats = Stats::EMPTY;
+        let mut first_tile = 0;
         loop {
-            let is_end = merged.is_none() && next_column >= columns.end;
-            let is_chunk = merged.is_none() && !is_end;
-            // Does a run that reaches the content's last pixel end there, short of the mask's end?
-            let ends_early = before_chunk && record.offset_x + content_w < record.width;
-            let mut total = match merged {
-                Some(total) => total,
-                None if owns_end => 1 + ends_early as u32,
-                None => 0,
-            };
+            let num = (num_tiles - first_tile).min(batch);
+            let is_last = first_tile + num == num_tiles;
+            let mut tile = warp::warp_id();
+            while tile < num {
+                let x0 = live.start + TILE * (first_tile + tile);
+                let (count, carry, is_odd) = mask.columns().count(tile, x0, live.end, &mut stats);
+                if warp::lane_id() == 0 {
+                    starts.store(tile, count | if is_odd { TILE_IS_ODD } else { 0 });
+                    carries.store(tile, carry);
+                }
+                tile += num_warps;
+            }
+            thread::sync_threads();
+            let start = if tid < num { starts.load(tid) } else { 0 };
+            let (before, total) = block_exclusive_add(start & !TILE_IS_ODD, masks::scratch());
+            if tid < num {
+                starts.store(tid, before | start & TILE_IS_ODD);
+            }
+            // The last run ends with the mask.
+            let total = total + is_last as u32;
+            thread::sync_threads();
 
-            // The columns of a chunk: one a thread. The column before a strip comes along, for its last row only.
-            let has_ghost = is_chunk && next_column == columns.start && next_column > 0 && reaches_bottom;
-            let x0 = next_column - has_ghost as u32;
-            let x1 = (x0 + chunk_w).min(columns.end);
-            let is_column = is_chunk && tid < x1 - x0;
-            let is_ghost = has_ghost && tid == 0;
-            let column_start = (record.offset_x + x0 + tid) * record.height;
-            let mut column = Taps::NONE;
-            let mut slab = Slab::dead(window);
-            if is_chunk {
-                let first = geometry.column(x0);
-                let last = geometry.column(x1 - 1);
-                column = geometry.column(if is_column { x0 + tid } else { x0 });
-                // Each cell belongs to the chunk in whose range of first cells it is.
-                let owned = Span {
-                    start: if next_column == 0 { 0 } else { geometry.column(next_column).first },
-                    end: if x1 == content_w { record.window_w } else { geometry.column(x1).first },
-                };
-                let end = (last.first + last.count.max(2)).min(record.window_w);
-                let span = Span { start: owned.start.min(first.first), end: end.max(owned.end) };
-                let rows = Span { start: 0, end: record.window_h };
-                let nonfinite;
-                (slab, nonfinite) =
-                    Slab::load(window, rows, span, owned, false, scratch.slab, layout::SLAB_CELLS, masks::counters());
-                if tid == 0 && !is_redone {
-                    masks::add_nonfinite(args, image, nonfinite);
+            let mut start = 0;
+            while start < total {
+                let len = (total - start).min(args.rle.window);
+                let place = Place { transitions: scratch.transitions, start, len };
+                let mut tile = warp::warp_id();
+                while tile < num {
+                    let first = starts.load(tile);
+                    let end = if tile + 1 < num { starts.load(tile + 1) & !TILE_IS_ODD } else { total };
+                    if first & !TILE_IS_ODD < start + len && end > start {
+                        let x0 = live.start + TILE * (first_tile + tile);
+                        mask.columns().place(tile, x0, live.end, first, carries.load(tile), &place, &mut stats);
+                    }
+                    tile += num_warps;
                 }
-            }
-            if is_chunk && slab.is_dead() && !before_chunk && !has_ghost {
-                // Nothing here, and nothing ends here.
-                next_column = x1;
-                thread::sync_threads();
-                continue;
-            }
-            let is_walked = is_column && slab.is_live(&column);
-
-            // The first pass counts a column's transitions and keeps a few, later ones place them, a window at a time.
-            let mut is_counted = !is_chunk;
-            let (mut num_transitions, mut first_idx, mut start) = (0, 0, 0);
-            let (mut starts_foreground, mut changes_at_top, mut chunk_bottom) = (false, false, false);
-            loop {
-                if is_counted && start >= total {
-                    break;
-                }
-                let window_len = (total - start).min(layout::WINDOW);
-                let place = |idx: u32, position: u32| {
-                    if idx >= start && idx - start < window_len {
-                        scratch.transitions.store(3 + idx - start, position);
-                    }
-                };
-                let mut ends_foreground = false;
-                let is_in_window = first_idx < start + window_len && first_idx + num_transitions > start;
-                if is_walked && (!is_counted || num_transitions > layout::COLUMN_KEEPS && is_in_window) {
-                    let mut seen = 0;
-                    let mut visit = |y: u32| {
-                        if y == 0 {
-                            starts_foreground = true;
-                            return;
-                        }
-                        if is_counted {
-                            place(first_idx + seen, column_start + y);
-                        } else if seen < layout::COLUMN_KEEPS {
-                            scratch.kept.store(seen * block + tid, y);
-                        }
-                        seen += 1;
-                    };
-                    ends_foreground =
-                        slab.walk(&geometry, &column, 0, record.content_h, |y| visit(record.offset_y + y));
-                    if ends_foreground && !reaches_bottom {
-                        visit(content_bottom);
-                        ends_foreground = false;
-                    }
-                    num_transitions = seen;
-                }
-                if !is_counted {
-                    // A run that ends with a column and one that begins with the next are one run.
-                    let bottoms = warp::warp_vote_ballot(FULL_MASK, ends_foreground);
-                    if lane == 0 {
-                        masks::counters().store(BOTTOMS + warp, bottoms);
-                    }
-                    thread::sync_threads();
-                    let before_column = if tid == 0 {
-                        before_chunk
-                    } else if lane == 0 {
-                        masks::counters().load(BOTTOMS + warp - 1) >> 31 != 0
-                    } else {
-                        bottoms >> (lane - 1) & 1 != 0
-                    };
-                    let last = x1 - x0 - 1;
-                    chunk_bottom = masks::counters().load(BOTTOMS + last / 32) >> (last % 32) & 1 != 0;
-                    changes_at_top = is_column && !is_ghost && before_column != starts_foreground;
-                    if is_ghost {
-                        num_transitions = 0;
-                    }
-                    let count = num_transitions + changes_at_top as u32;
-                    (first_idx, total) = block_exclusive_add(count, masks::scratch());
-                    if changes_at_top {
-                        first_idx += 1;
-                    }
-                    is_counted = true;
-                    continue;
-                }
-                if merged.is_some() {
-                    let mut i = tid;
-                    while i < window_len {
-                        // The last strip that begins at or before the transition.
-                        let (mut k, mut step) = (0, MAX_STRIPS / 2);
-                        while step > 0 {
-                            if k + step < num_strips && scratch.kept.load(k + step) <= start + i {
-                                k += step;
-                            }
-                            step /= 2;
-                        }
-                        let within = start + i - scratch.kept.load(k);
-                        scratch.transitions.store(3 + i, room(first_item + k).load(within as usize));
-                        i += block;
-                    }
-                } else if is_end {
-                    if tid == 0 {
-                        if ends_early {
-                            place(0, (record.offset_x + content_w) * record.height);
-                        }
-                        // The last run ends with the mask.
-                        place(ends_early as u32, record.width * record.height);
-                    }
-                } else {
-                    if changes_at_top {
-                        place(first_idx - 1, column_start);
-                    }
-                    if num_transitions <= layout::COLUMN_KEEPS {
-                        let mut k = 0;
-                        while k < num_transitions {
-                            place(first_idx + k, column_start + scratch.kept.load(k * block + tid));
-                            k += 1;
-                        }
-                    }
+                if is_last && tid == 0 {
+                    place.at(total - 1, num_pixels);
                 }
                 thread::sync_threads();
-                if is_direct || merged.is_some() {
-                    encoder.encode(window_len);
-                } else {
-                    hand_over(scratch, room(item), handed + start, window_len, args.strip_capacity);
-                }
-                start += window_len;
+                encoder.encode(len);
+                start += len;
             }
-            handed += total;
-            if is_chunk {
-                before_chunk = chunk_bottom;
-                next_column = x1;
-                thread::sync_threads();
-                continue;
-            }
-            if is_direct || merged.is_some() {
+            first_tile += num;
+            if is_last {
                 break;
-            }
-            if tid == 0 {
-                lens.store(item as usize, handed);
-            }
-            if !masks::is_last_part(args, row, num_strips) {
-                return false;
-            }
-            let len = if tid < num_strips { lens.load((first_item + tid) as usize) } else { 0 };
-            let (before, total) = block_exclusive_add(len, masks::scratch());
-            if tid < num_strips {
-                scratch.kept.store(tid, before);
-            }
-            if !thread::sync_threads_or(len > args.strip_capacity) {
-                merged = Some(total);
-            } else {
-                columns = Span { start: 0, end: content_w };
-                (next_column, before_chunk, handed) = (0, false, 0);
-                (is_direct, is_redone, owns_end) = (true, true, true);
             }
         }
         let len = encoder.finish();
-        let stats = encoder.stats.block_sum();
+        stats.area = encoder.area;
+        let stats = stats.block_sum();
         if tid == 0 {
             masks::write_result_row(args, row, &stats, offset, len, encoder.num_counts);
             let word = image as usize * size_of::<ImageHeader>() + core::mem::offset_of!(ImageHeader, needed_mask_len);
             Global::<u32>::from_address(args.headers_at).fetch_max(word / 4, len);
         }
-        true
     }
 }
 
-/// Columns of a chunk: as many as have room in shared memory, at least a warp's; if even those have none, the slab stays
-/// in global memory.
-#[inline(always)]
-fn chunk_width(geometry: &Geometry) -> u32 {
-    let fits = |chunk_w: u32| {
-        ((chunk_w as f32 * geometry.columns.scale) as u32 + 4) * geometry.record.window_h <= layout::SLAB_CELLS
-    };
-    let block = thread::block_dim_x();
-    let mut chunk_w = block;
-    while chunk_w > 32 && !fits(chunk_w) {
-        chunk_w /= 2;
-    }
-    if fits(chunk_w) { chunk_w } else { block }
-}
-
-/// Copies a window of transitions to the strip's room, as far as it reaches. Ends with a barrier.
+/// Copies row groups and weights, if `copies`, and loads the signs of the mask that the block keeps the record of.
+///
+/// Callers: every thread of the block; valid in all threads.
 ///
 /// # Safety
-/// `room` has `capacity` words.
+/// As [`mask`].
 #[track_caller]
 #[inline(always)]
-unsafe fn hand_over(scratch: Scratch, room: Global<u32>, start: u32, len: u32, capacity: u32) {
-    let mut i = thread::thread_idx_x();
-    while i < len && start + i < capacity {
-        // SAFETY: below the capacity; the window was written before the barrier.
-        unsafe { room.store((start + i) as usize, scratch.transitions.load(3 + i)) };
-        i += thread::block_dim_x();
+unsafe fn load(args: &MaskArgs, image: u32, copies: bool) -> Signs {
+    // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
+    unsafe {
+        let mut geometry = Geometry::new(args, masks::kept_record(), image);
+        // Tables of an empty window do not exist, and single rows need no groups.
+        if !geometry.is_empty() && geometry.record.flags & IMAGE_PLAIN_ROWS == 0 {
+            let found = geometry.share_rows(&args.rle, copies);
+            if found != 0 {
+                masks::counters().fetch_or(GROUPS_FOUND, found);
+            }
+        }
+        let window = Window::new(args, &geometry.record, image, masks::kept_query());
+        let rows = Span { start: 0, end: geometry.record.window_h };
+        let words = has_room(&args.rle, &geometry.record).then_some(args.rle.signs_offset);
+        let odd = Shared::<u32>::at(layout::ODD);
+        Signs::load(&window, rows, rows, geometry.record.window_w, words, odd, masks::counters())
     }
-    thread::sync_threads();
+}
+
+/// Whether signs, groups and crossings of an image have room in shared memory.
+#[inline(always)]
+fn has_room(rle: &RleLayout, record: &ImageRecord) -> bool {
+    let num_words = record.window_h.div_ceil(32);
+    record.window_w * num_words <= rle.num_sign_words
+        && record.window_w <= 32 * layout::ODD_WORDS
+        && 32 * num_words <= rle.num_crossing_words
+        && record.window_h <= rle.num_groups
+}
+
+/// What the phases of one mask hand on.
+#[derive(Clone, Copy)]
+struct Mask<'a> {
+    args: &'a MaskArgs,
+    image: u32,
+    signs: Signs,
+    /// What the row groups hold.
+    found: u32,
+}
+
+impl Mask<'_> {
+    /// The mask's columns, as one phase sees them: everything is read anew.
+    ///
+    /// # Safety
+    /// The block keeps the record.
+    #[inline(always)]
+    unsafe fn columns(&self) -> Columns {
+        let args = self.args;
+        // SAFETY: the caller vouches for the record; `copies` is not asked for.
+        unsafe {
+            let mut geometry = Geometry::new(args, masks::kept_record(), self.image);
+            geometry.share_rows(&args.rle, false);
+            let record = geometry.record;
+            let has_room = has_room(&args.rle, &record);
+            Columns {
+                geometry,
+                window: Window::new(args, &record, self.image, masks::kept_query()),
+                signs: self.signs,
+                crossings: Shared::at(args.rle.crossings_offset),
+                num_crossing_words: args.rle.num_crossing_words,
+                is_fast: has_room && record.flags & IMAGE_PLAIN_ROWS == 0 && self.found & HAS_EMPTY == 0,
+                has_irregular: self.found & HAS_IRREGULAR != 0,
+                joins: record.offset_y == 0 && record.content_h == record.height,
+                num_pixels: record.width * record.height,
+            }
+        }
+    }
+}
+
+/// A window of transitions.
+#[derive(Clone, Copy)]
+struct Place {
+    transitions: Shared<u32>,
+    start: u32,
+    len: u32,
+}
+
+impl Place {
+    /// Whether transition `idx` is in the window.
+    #[inline(always)]
+    fn has(&self, idx: u32) -> bool {
+        idx >= self.start && idx - self.start < self.len
+    }
+
+    /// Writes transition `idx`, if it is in the window.
+    ///
+    /// # Safety
+    /// Nobody else writes it.
+    #[inline(always)]
+    unsafe fn at(&self, idx: u32, position: u32) {
+        if self.has(idx) {
+            // SAFETY: inside the window, behind the three words before it.
+            unsafe { self.transitions.store(3 + idx - self.start, position) };
+        }
+    }
+}
+
+/// The columns of one mask.
+struct Columns {
+    geometry: Geometry,
+    window: Window,
+    signs: Signs,
+    crossings: Shared<u32>,
+    num_crossing_words: u32,
+    /// Signs and crossings can be used.
+    is_fast: bool,
+    has_irregular: bool,
+    /// The last pixel of a column and the first of the next are neighbors in the mask, and both are content.
+    joins: bool,
+    num_pixels: u32,
+}
+
+impl Columns {
+    /// The columns to look at, the number of pixels, and how many tiles have room for their crossings.
+    #[inline(always)]
+    fn extent(&self) -> (Span, u32, u32) {
+        let tile_words = 32 * if self.is_fast { self.signs.num_words.max(1) } else { 1 };
+        // SAFETY: a tile has words.
+        (self.live(), self.num_pixels, unsafe { div_rem(self.num_crossing_words, tile_words).0 })
+    }
+
+    /// Content columns that may have foreground, and at least one more behind them if there is one.
+    #[inline(always)]
+    fn live(&self) -> Span {
+        let content_w = if self.geometry.is_empty() { 0 } else { self.geometry.record.content_w };
+        if !self.is_fast {
+            return Span { start: 0, end: content_w };
+        }
+        let live = self.signs.live;
+        if live.end == 0 || content_w == 0 {
+            return Span { start: 0, end: 0 };
+        }
+        // An estimate that is never too narrow: the filter reaches `support` cells from a center; rounding is far below
+        // the cell and the columns added.
+        let axis = &self.geometry.columns;
+        let reach = axis.support + 1.5;
+        let start = math::div(live.start as f32 - reach, axis.scale) as i32 - 2;
+        let end = math::div(live.end as f32 + reach, axis.scale) as i32 + 3;
+        Span { start: start.max(0) as u32, end: end.max(0).min(content_w as i32) as u32 }
+    }
+
+    /// Flat position of the first content pixel of column `x`.
+    #[inline(always)]
+    fn base(&self, x: u32) -> u32 {
+        (self.geometry.record.offset_x + x) * self.geometry.record.height + self.geometry.record.offset_y
+    }
+
+    /// Whether the run that reaches the bottom of column `x` ends there: it is no part of the next column's, and does not
+    /// end with the mask.
+    #[inline(always)]
+    fn ends_at_bottom(&self, x: u32) -> bool {
+        let record = &self.geometry.record;
+        !(self.joins && x + 1 < record.content_w) && self.base(x) + record.content_h < self.num_pixels
+    }
+
+    /// Where this lane's crossings of word `k` lie.
+    #[inline(always)]
+    fn crossing_idx(&self, tile: u32, k: u32) -> u32 {
+        (tile * self.signs.num_words + k) * 32 + warp::lane_id()
+    }
+
+    /// Counts the transitions of a tile of columns, and stores where they are: the number, each column's state before its
+    /// first row as a bit of its lane, and whether the columns are evaluated pixel by pixel.
+    ///
+    /// Lane 0 has the column before the tile, for its last state only.
+    ///
+    /// Callers: every lane of a warp.
+    ///
+    /// # Safety
+    /// The tile has room for its crossings; `x0` is below `x_end`.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn count(&self, tile: u32, x0: u32, x_end: u32, stats: &mut Stats) -> (u32, u32, bool) {
+        let record = &self.geometry.record;
+        let lane = warp::lane_id();
+        let is_looked_at = x0 + lane > 0 && x0 + lane - 1 < x_end;
+        let is_column = is_looked_at && lane > 0;
+        let x = if is_looked_at { x0 + lane - 1 } else { x0 };
+        // SAFETY: columns are inside the content, rows inside the window; a lane reads and writes its own crossings.
+        unsafe {
+            let column = self.geometry.column(x);
+            let mut is_odd = !self.is_fast;
+            if self.is_fast && is_looked_at {
+                is_odd = self.store_signs(tile, &column);
+            }
+            let is_odd = warp::warp_vote_any(FULL_MASK, is_odd);
+            // The column's changes from background, its first and its last state.
+            let (mut count, mut top, mut bottom) = (0, false, false);
+            if is_odd {
+                let mut y = if is_column { 0 } else { record.content_h - 1 };
+                while is_looked_at && y < record.content_h {
+                    let state = self.window.is_foreground(&self.geometry, &column, y);
+                    if state && is_column {
+                        let at = (record.offset_x + x, record.offset_y + y);
+                        stats.add(0, [at.0, at.1, at.0 + 1, at.1 + 1]);
+                    }
+                    top |= state && y == 0;
+                    count += (state != bottom) as u32;
+                    bottom = state;
+                    y += 1;
+                }
+            } else if is_looked_at {
+                let last = record.window_h - 1;
+                top = self.crossings.load(self.crossing_idx(tile, 0)) & 1 != 0;
+                bottom = self.crossings.load(self.crossing_idx(tile, last / 32)) >> (last % 32) & 1 != 0;
+            }
+            let bottoms = warp::warp_vote_ballot(FULL_MASK, bottom);
+            let before = self.joins && bottoms << 1 >> lane & 1 != 0;
+            let ends = bottom && self.ends_at_bottom(x);
+            if is_odd {
+                // The first row was compared with background.
+                count = count + (top != before) as u32 - top as u32 + ends as u32;
+                self.crossings.store(self.odd_idx(tile), count);
+            } else if is_column {
+                let (mut state, mut any) = (before as u32, 0);
+                let mut k = 0;
+                while k < self.signs.num_words {
+                    let idx = self.crossing_idx(tile, k);
+                    let signs = self.crossings.load(idx);
+                    let crossings = (signs ^ (signs << 1 | state)) & self.row_bits(k);
+                    self.crossings.store(idx, crossings);
+                    count += crossings.count_ones();
+                    state = signs >> 31;
+                    any |= signs;
+                    k += 1;
+                }
+                count += ends as u32;
+                if any != 0 {
+                    // Rows come with the positions, but for those that have none.
+                    let (first, last) = (record.offset_y, record.offset_y + record.content_h);
+                    let at = record.offset_x + x;
+                    let (low, high) = (if top { first } else { u32::MAX }, if bottom { last } else { 0 });
+                    stats.add(0, [at, low, at + 1, high]);
+                }
+            }
+            let total = warp::warp_reduce_add(FULL_MASK, if is_column { count } else { 0 });
+            (total, warp::warp_vote_ballot(FULL_MASK, before), is_odd)
+        }
+    }
+
+    /// Where a lane of an odd tile keeps its number of transitions.
+    #[inline(always)]
+    fn odd_idx(&self, tile: u32) -> u32 {
+        let words = if self.is_fast { self.signs.num_words } else { 1 };
+        tile * words * 32 + warp::lane_id()
+    }
+
+    /// The bits of word `k` that are window rows.
+    #[inline(always)]
+    fn row_bits(&self, k: u32) -> u32 {
+        let left = self.geometry.record.window_h - 32 * k;
+        if left >= 32 { u32::MAX } else { (1 << left) - 1 }
+    }
+
+    /// Stores the signs of a column in the window's rows, without those that no output row shows. True if the column must
+    /// be evaluated pixel by pixel.
+    ///
+    /// # Safety
+    /// As [`Columns::count`].
+    #[inline(always)]
+    unsafe fn store_signs(&self, tile: u32, column: &Taps) -> bool {
+        let num_words = self.signs.num_words;
+        let mut is_odd = false;
+        // SAFETY: the caller vouches for tile and column; groups are those of window rows.
+        unsafe {
+            let mut any = 0;
+            let mut k = 0;
+            while k < num_words {
+                let (signs, odd) = self.signs.column(&self.geometry, &self.window, column, k);
+                self.crossings.store(self.crossing_idx(tile, k), signs);
+                any |= signs;
+                is_odd |= odd;
+                k += 1;
+            }
+            if any == 0 || is_odd {
+                return is_odd;
+            }
+            let last = self.geometry.record.window_h - 1;
+            let (mut before, mut word) = (0, self.crossings.load(self.crossing_idx(tile, 0)));
+            let mut k = 0;
+            while k < num_words {
+                let next =
+                    if k + 1 < num_words { self.crossings.load(self.crossing_idx(tile, k + 1)) } else { word >> 31 };
+                let (above, below) = (word << 1 | before, word >> 1 | next << 31);
+                // Rows that differ from both neighbors. The first and the last row show.
+                let mut islands = (word ^ above) & (word ^ below) & self.row_bits(k);
+                if k == 0 {
+                    islands &= !1;
+                }
+                if k == last / 32 {
+                    islands &= !(1 << (last % 32));
+                }
+                let mut irregular = 0;
+                if self.has_irregular {
+                    let changes = word ^ below;
+                    irregular = self.irregular_groups(k, changes | changes >> 1 | (next ^ next >> 1) << 31);
+                }
+                let mut shown = word;
+                while islands | irregular != 0 {
+                    let is_island = islands != 0;
+                    let bits = if is_island { &mut islands } else { &mut irregular };
+                    let bit = bits.trailing_zeros();
+                    *bits &= *bits - 1;
+                    let r = 32 * k + bit - is_island as u32;
+                    // An island shows in the row above its group's first or in that row. An irregular group is looked at
+                    // in its last row, and in the one above.
+                    let end = self.geometry.group_end(r) & !GROUP_IS_IRREGULAR;
+                    let start = if r > 0 { self.geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR } else { 0 };
+                    let mut states = 0;
+                    let mut i = 0;
+                    while i < 2 {
+                        let y = if is_island { end - 1 + i } else { (end - 2 + i).max(start) };
+                        states |= (self.window.is_foreground(&self.geometry, column, y) as u32) << i;
+                        i += 1;
+                    }
+                    let sign = word >> bit & 1;
+                    if is_island {
+                        if states == if sign == 0 { 3 } else { 0 } {
+                            shown ^= 1 << bit;
+                        }
+                    } else {
+                        is_odd |= !self.is_monotone(tile, r, end - start > 1, states);
+                    }
+                }
+                if shown != word {
+                    self.crossings.store(self.crossing_idx(tile, k), shown);
+                }
+                (before, word) = (word >> 31, next);
+                k += 1;
+            }
+        }
+        is_odd
+    }
+
+    /// The irregular groups of word `k`, of those in `asked`.
+    ///
+    /// # Safety
+    /// As [`Columns::count`].
+    #[inline(always)]
+    unsafe fn irregular_groups(&self, k: u32, asked: u32) -> u32 {
+        let (mut rest, mut found) = (asked, 0);
+        while rest != 0 {
+            let r = 32 * k + rest.trailing_zeros();
+            // SAFETY: groups are those of window rows that have one below.
+            unsafe {
+                if r + 1 < self.geometry.record.window_h && self.geometry.group_end(r) & GROUP_IS_IRREGULAR != 0 {
+                    found |= rest & rest.wrapping_neg();
+                }
+            }
+            rest &= rest - 1;
+        }
+        found
+    }
+
+    /// Whether the rows of an irregular group have the states that the signs of its window rows say: the first's, then the
+    /// second's. Its last row has three cells, the third with next to no weight. `states` are those of the last two rows
+    /// (the last in bit 1), or twice the last row's if the group `has_two` not.
+    ///
+    /// # Safety
+    /// As [`Columns::count`]; the column's signs are stored.
+    #[inline(always)]
+    unsafe fn is_monotone(&self, tile: u32, r: u32, has_two: bool, states: u32) -> bool {
+        // SAFETY: window rows.
+        let sign = |r: u32| unsafe { self.crossings.load(self.crossing_idx(tile, r / 32)) >> (r % 32) & 1 };
+        let (from, to, last, last_but_one) = (sign(r), sign(r + 1), states >> 1, states & 1);
+        last == to || from != to && (!has_two || last_but_one == from)
+    }
+
+    /// Places those transitions of a tile that are in a window. `first` and `carry` are what was counted.
+    ///
+    /// Callers: every lane of a warp.
+    ///
+    /// # Safety
+    /// The tile was counted.
+    #[track_caller]
+    #[allow(clippy::too_many_arguments, reason = "a tile, what was counted of it, and where it goes")]
+    #[inline(always)]
+    unsafe fn place(
+        &self,
+        tile: u32,
+        x0: u32,
+        x_end: u32,
+        first: u32,
+        carry: u32,
+        place: &Place,
+        stats: &mut Stats,
+    ) {
+        let record = &self.geometry.record;
+        let lane = warp::lane_id();
+        let x = (x0 + lane).wrapping_sub(1);
+        let is_column = lane > 0 && x < x_end;
+        let is_odd = first & TILE_IS_ODD != 0;
+        let before = carry >> lane & 1 != 0;
+        // SAFETY: columns are inside the content; crossings were stored by this lane's twin in `count`.
+        unsafe {
+            let mut count = 0;
+            let mut ends = false;
+            if is_column && is_odd {
+                count = self.crossings.load(self.odd_idx(tile));
+            } else if is_column {
+                let mut k = 0;
+                while k < self.signs.num_words {
+                    count += self.crossings.load(self.crossing_idx(tile, k)).count_ones();
+                    k += 1;
+                }
+                ends = (count & 1 != 0) != before && self.ends_at_bottom(x);
+                count += ends as u32;
+            }
+            let mut idx = (first & !TILE_IS_ODD) + warp_inclusive_add(count) - count;
+            if count == 0 || idx >= place.start + place.len || idx + count <= place.start {
+                return;
+            }
+            let base = self.base(x);
+            let column = self.geometry.column(x);
+            let mut state = before;
+            if is_odd {
+                let mut y = 0;
+                while y < record.content_h {
+                    if self.window.is_foreground(&self.geometry, &column, y) != state {
+                        state = !state;
+                        place.at(idx, base + y);
+                        idx += 1;
+                    }
+                    y += 1;
+                }
+                ends = state && self.ends_at_bottom(x);
+            } else {
+                let mut k = 0;
+                while k < self.signs.num_words {
+                    let mut crossings = self.crossings.load(self.crossing_idx(tile, k));
+                    while crossings != 0 {
+                        state = !state;
+                        if place.has(idx) {
+                            let y = self.position(&column, 32 * k + crossings.trailing_zeros(), state);
+                            place.at(idx, base + y);
+                            let y = record.offset_y + y;
+                            let (low, high) = if state { (y, 0) } else { (u32::MAX, y) };
+                            stats.add(0, [u32::MAX, low, 0, high]);
+                        }
+                        idx += 1;
+                        crossings &= crossings - 1;
+                    }
+                    k += 1;
+                }
+            }
+            if ends {
+                place.at(idx, base + record.content_h);
+            }
+        }
+    }
+
+    /// The first content row that has the state of window row `r`, which differs from that of the row above it.
+    ///
+    /// # Safety
+    /// As [`Columns::place`].
+    #[inline(always)]
+    unsafe fn position(&self, column: &Taps, r: u32, state: bool) -> u32 {
+        if r == 0 {
+            return 0;
+        }
+        // SAFETY: the rows are inside the window, those of the bisection inside the content.
+        unsafe {
+            let end = self.geometry.group_end(r - 1);
+            let is_irregular = end & GROUP_IS_IRREGULAR != 0;
+            let mut high = end & !GROUP_IS_IRREGULAR;
+            let mut low = if r > 1 { self.geometry.group_end(r - 2) & !GROUP_IS_IRREGULAR } else { 0 };
+            let above = self.window.stretched(&self.geometry, column, r - 1);
+            let below = self.window.stretched(&self.geometry, column, r);
+            while low < high {
+                let middle = (low + high) / 2;
+                let is_there = if is_irregular {
+                    self.window.is_foreground(&self.geometry, column, middle)
+                } else {
+                    self.geometry.blend_rows(middle, above, below) > 0.0
+                };
+                if is_there == state {
+                    high = middle;
+                } else {
+                    low = middle + 1;
+                }
+            }
+            low
+        }
+    }
 }

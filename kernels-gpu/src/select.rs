@@ -17,8 +17,8 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, ResultHeader,
-    SelectArgs,
+    DONE_SHIFT, DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT,
+    NO_QUERY, ResultHeader, SelectArgs,
     shared::{COUNTERS, SCAN, select as layout},
 };
 
@@ -205,13 +205,20 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
     }
     thread::sync_threads();
 
-    // SAFETY: the launcher vouches for the tensors; shared memory is used inside its layout.
-    unsafe { count_nonfinite_boxes(args, image, counters) };
+    // What survivors need is on its way before the logits are asked for, and is put down after them.
+    // SAFETY: the launcher vouches for tensors and columns.
+    let (cxcywh, column) = unsafe { (load_box(args, image, tid), load_column(args, tid)) };
     let mut last = 0;
+    let mut is_stored = false;
     let num_hits = loop {
         // SAFETY: as above. `num_select` is at most `MAX_SELECT`, so what the radix select leaves fits the list.
         unsafe {
             gather_hits(&candidates, last, counters, list);
+            if !is_stored {
+                store_boxes(args, image, cxcywh, counters);
+                store_columns(args, column);
+                is_stored = true;
+            }
             thread::sync_threads();
             let num_hits = counters.load(LIST_LEN);
             if num_hits <= MAX_SELECT {
@@ -256,8 +263,8 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
                 let key = sorted.load(rank);
                 let (k, bits) = (!(key as u32), (key >> 32) as u32);
                 let (query_idx, class_idx) = div_rem(k, args.num_classes);
-                let class_id = Global::<i32>::from_address(args.class_ids_at).load_nc(class_idx as usize);
-                let threshold = Global::<f32>::from_address(args.thresholds_at).load_nc(class_idx as usize);
+                let [class_id, threshold] = Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx);
+                let (class_id, threshold) = (class_id as i32, f32::from_bits(threshold));
                 let score = f32::from_bits(bits);
                 // A NaN's key is a NaN, which is above no threshold.
                 if class_id >= 0 && score > threshold {
@@ -293,24 +300,87 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
     if args.flags & FLAG_SELECT_ONLY != 0 {
         // SAFETY: the result is the launcher's, and every block of the batch comes here once.
         unsafe { publish_when_last(args, found.min(args.max_detections)) };
+    } else {
+        let queries = Global::<u32>::from_address(args.queries_at);
+        let mut slot = found + tid;
+        while slot < args.max_detections {
+            // SAFETY: a word a row.
+            unsafe { queries.store((image * args.max_detections + slot) as usize, NO_QUERY) };
+            slot += block;
+        }
     }
 }
 
-/// Counts box coordinates that are not finite.
+/// The box of a query; zeros behind the last.
 ///
 /// # Safety
 /// As [`select`].
 #[inline(always)]
-unsafe fn count_nonfinite_boxes(args: &SelectArgs, image: u32, counters: Shared<u32>) {
-    let len = args.num_queries * 4;
-    let first = image as usize * len as usize;
+unsafe fn load_box(args: &SelectArgs, image: u32, query_idx: u32) -> [f32; 4] {
+    if query_idx >= args.num_queries {
+        return [0.0; 4];
+    }
+    let query = image as usize * args.num_queries as usize + query_idx as usize;
+    // SAFETY: a query of this image.
+    unsafe {
+        if args.boxes_dtype == DTYPE_F32 && args.boxes_at.is_multiple_of(16) {
+            return Global::<[f32; 4]>::from_address(args.boxes_at).load_nc(query);
+        }
+        [0, 1, 2, 3].map(|i| load_element(args.boxes_at, args.boxes_dtype, 4 * query + i))
+    }
+}
+
+/// Class id and threshold of a column; zeros behind the last.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn load_column(args: &SelectArgs, class_idx: u32) -> [u32; 2] {
+    if class_idx >= args.num_classes {
+        return [0; 2];
+    }
+    // SAFETY: one entry a column.
+    unsafe { Global::<[u32; 2]>::from_address(args.columns_at).load_nc(class_idx as usize) }
+}
+
+/// Puts the columns into shared memory: the thread's first, and those that are left.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn store_columns(args: &SelectArgs, first: [u32; 2]) {
+    let mut column = first;
+    let mut class_idx = thread::thread_idx_x();
+    while class_idx < args.num_classes {
+        // SAFETY: one entry a column.
+        unsafe {
+            Shared::<[u32; 2]>::at(layout::COLUMNS).store(class_idx, column);
+            class_idx += thread::block_dim_x();
+            column = load_column(args, class_idx);
+        }
+    }
+}
+
+/// Puts the boxes into shared memory, the thread's first and those that are left, and counts coordinates that are not
+/// finite.
+///
+/// # Safety
+/// As [`select`].
+#[inline(always)]
+unsafe fn store_boxes(args: &SelectArgs, image: u32, first: [f32; 4], counters: Shared<u32>) {
     let mut nonfinite = 0;
-    let mut i = thread::thread_idx_x();
-    while i < len {
-        // SAFETY: `i` is a coordinate of this image.
-        let x = unsafe { load_element(args.boxes_at, args.boxes_dtype, first + i as usize) };
-        nonfinite += !x.is_finite() as u32;
-        i += thread::block_dim_x();
+    let mut cxcywh = first;
+    let mut query_idx = thread::thread_idx_x();
+    while query_idx < args.num_queries {
+        let [cx, cy, w, h] = cxcywh;
+        let count = |x: f32| !x.is_finite() as u32;
+        nonfinite += count(cx) + count(cy) + count(w) + count(h);
+        // SAFETY: one entry a query.
+        unsafe {
+            Shared::<[f32; 4]>::at(layout::BOXES).store(query_idx, cxcywh);
+            query_idx += thread::block_dim_x();
+            cxcywh = load_box(args, image, query_idx);
+        }
     }
     if nonfinite > 0 {
         // SAFETY: inside the counters.
@@ -478,11 +548,10 @@ unsafe fn write_row(
     class_id: i32,
     score: f32,
 ) {
-    let first = (image as usize * args.num_queries as usize + query_idx as usize) * 4;
     let records_offset = core::mem::offset_of!(SelectArgs, records) as u32;
     // SAFETY: `query_idx` is a query of this image, and the row is one of its rows.
     unsafe {
-        let cxcywh = [0, 1, 2, 3].map(|i| load_element(args.boxes_at, args.boxes_dtype, first + i));
+        let cxcywh = Shared::<[f32; 4]>::at(layout::BOXES).load(query_idx);
         let is_inline = args.batch as usize <= INLINE_IMAGES;
         let record = load_record(is_inline, params, records_offset, args.records_at, image);
         let xyxy = boxes::decode(cxcywh, &record, args.flags);
@@ -494,6 +563,7 @@ unsafe fn write_row(
             row.store(2, [0; 4]);
         } else {
             row.store(2, [u32::MAX, u32::MAX, 0, 0]);
+            Global::<u32>::from_address(args.queries_at).store(slot, query_idx);
             Global::<u32>::from_address(args.counters_at).store(slot, 0);
         }
         row.store(3, [0; 4]);
@@ -503,30 +573,36 @@ unsafe fn write_row(
 /// The last block of the batch to come here publishes the result.
 ///
 /// # Safety
-/// As [`select`]; every block of the batch calls this once, when its rows are written. `done_at` has three words, zero
-/// between launches: finished blocks, (the mask kernels' count,) and detections.
+/// As [`select`]; every block of the batch calls this once, when its rows are written.
 #[inline(always)]
 unsafe fn publish_when_last(args: &SelectArgs, num_detections: u32) {
+    // Orders the block's writes before the fences below.
     thread::sync_threads();
-    if thread::thread_idx_x() == 0 {
-        // SAFETY: `done` is zero between launches, and each of `batch` blocks adds one.
-        unsafe {
-            let done = Global::<u32>::from_address(args.done_at);
-            done.fetch_add(2, num_detections);
-            // The barrier ordered the block's writes before this fence, the fence before the count.
+    if thread::thread_idx_x() > 0 {
+        return;
+    }
+    // SAFETY: `done` is zero between launches, and each of `batch` blocks adds one and its detections.
+    unsafe {
+        let mut total = num_detections;
+        if args.batch > 1 {
             fence::system();
-            if done.fetch_add_acq_rel(0, 1) == args.batch - 1 {
-                done.store(0, 0);
-                publish(args.result_at, args.sequence, args.batch, done.exchange(2, 0));
+            let done = Global::<u32>::from_address(args.done_at);
+            let before = done.fetch_add_acq_rel(0, 1 | num_detections << DONE_SHIFT);
+            if before & ((1 << DONE_SHIFT) - 1) != args.batch - 1 {
+                return;
             }
+            done.store(0, 0);
+            total += before >> DONE_SHIFT;
         }
+        publish(args.result_at, args.sequence, args.batch, total);
     }
 }
 
 /// Writes the result's header, its sequence number last.
 ///
 /// # Safety
-/// `result_at` is a [`ResultHeader`]; everything else of the result was written before, ordered by a fence.
+/// `result_at` is a [`ResultHeader`]; everything else of the result was written by this thread, or before a barrier of its
+/// block, or before a fence and an atomic that it has read.
 #[inline(always)]
 pub unsafe fn publish(result_at: u64, sequence: u32, num_images: u32, num_detections: u32) {
     // SAFETY: the caller vouches for the address.
@@ -535,7 +611,8 @@ pub unsafe fn publish(result_at: u64, sequence: u32, num_images: u32, num_detect
         result.store(core::mem::offset_of!(ResultHeader, num_images) / 4, num_images);
         result.store(core::mem::offset_of!(ResultHeader, num_detections) / 4, num_detections);
         result.store(core::mem::offset_of!(ResultHeader, reserved) / 4, 0);
+        // The one fence for all of it: each costs a round trip to the host.
         fence::system();
-        result.store_release_system(core::mem::offset_of!(ResultHeader, sequence) / 4, sequence);
+        result.store_volatile(core::mem::offset_of!(ResultHeader, sequence) / 4, sequence);
     }
 }

@@ -3,7 +3,7 @@
 use rfdetr_post_core::{
     Detections, Error, Request, Result, Size,
     packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared},
-    plan::{DeviceBuffers, DeviceInputs, DeviceLimits, Plan, PlanSpec},
+    plan::{DeviceBuffers, DeviceInputs, DeviceLimits, MIN_SHARED_BYTES, Plan, PlanSpec},
     tensor::{DType, Tensor, TensorData},
     unpack::PackedResult,
 };
@@ -36,8 +36,12 @@ pub struct Shape {
     pub mask_threads: u32,
     /// Blocks of the mask kernels.
     pub mask_grid: u32,
-    /// Transitions that a strip can hand over; the plan's if none.
-    pub strip_capacity: Option<u32>,
+    /// Transitions that are encoded at a time; the plan's if none.
+    pub window: Option<u32>,
+    /// Words for the crossings of a mask's columns; the plan's if none.
+    pub num_crossing_words: Option<u32>,
+    /// Rows whose weights have room in shared memory; the plan's if none.
+    pub num_weights: Option<u32>,
     /// Room for one run-length mask; the plan's if none.
     pub mask_capacity: Option<u32>,
     /// Damages the kernels' arguments, for tests of the comparison.
@@ -48,14 +52,17 @@ pub struct Shape {
 pub type Damage = fn(&mut SelectArgs, &mut MaskArgs);
 
 impl Shape {
-    /// A shape drawn from a seed: small blocks, few of them, sometimes no room for strips.
+    /// A shape drawn from a seed: small blocks, few of them, sometimes next to no room in
+    /// shared memory.
     pub fn from_seed(seed: u64) -> Self {
         let pick = |shift: u32, choices: &[u32]| choices[(seed >> shift) as usize % choices.len()];
         Self {
             select_threads: pick(0, &[32, 64, 64, 96, 160]),
             mask_threads: pick(8, &[32, 32, 64, 96]),
             mask_grid: pick(16, &[1, 2, 5, 9, 24]),
-            strip_capacity: [None, None, Some(16), Some(0)][(seed >> 24) as usize % 4],
+            window: [None, Some(1024), Some(32), Some(5)][(seed >> 24) as usize % 4],
+            num_crossing_words: [None, None, Some(96), Some(32)][(seed >> 32) as usize % 4],
+            num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
             mask_capacity: None,
             damage: None,
         }
@@ -92,14 +99,17 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     let limits = DeviceLimits {
         num_multiprocessors: shape.mask_grid,
         select_threads: shape.select_threads,
+        rle_threads: shape.mask_threads,
         mask_threads: shape.mask_threads,
         mask_blocks_per_multiprocessor: 1,
+        max_shared_bytes: MIN_SHARED_BYTES,
     };
     let mut plan = Plan::new(spec, limits)?;
     plan.check(metas, metas.len())?;
-    if let Some(capacity) = shape.strip_capacity {
-        plan.strip_capacity = plan.strip_capacity.min(capacity);
-    }
+    let lower = |planned: &mut u32, asked: Option<u32>| *planned = asked.map_or(*planned, |asked| asked.min(*planned));
+    lower(&mut plan.rle.window, shape.window);
+    lower(&mut plan.rle.num_crossing_words, shape.num_crossing_words);
+    lower(&mut plan.rle.num_weights, shape.num_weights);
     if metas.is_empty() {
         return Ok(Detections::default());
     }
@@ -125,10 +135,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     };
     let work = |offset: u64| buffers.work_at + offset;
     arena.write(work(plan.work.done), &[0; 16]);
-    let ids: Vec<u8> = plan.columns.class_ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
-    let thresholds: Vec<u8> = plan.columns.thresholds.iter().flat_map(|t| t.to_ne_bytes()).collect();
-    arena.write(work(plan.work.columns), &ids);
-    arena.write(work(plan.work.columns) + ids.len() as u64, &thresholds);
+    arena.write(work(plan.work.columns), &plan.column_bytes());
     let records = plan.records(metas);
     if records.len() > INLINE_IMAGES {
         arena.write(work(plan.work.records), bytemuck::cast_slice(&records));
@@ -152,7 +159,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
             MaskKernel::Dense => rfdetr_masks_dense::launch,
             MaskKernel::Grid => rfdetr_masks_grid::launch,
         };
-        launches.push(launch(mask_args, plan.mask_grid, limits.mask_threads, kernel.shared_bytes()));
+        launches.push(launch(mask_args, plan.mask_grid, plan.mask_threads, plan.mask_shared_bytes));
     }
     let options = Options { pdl: seed & 1 == 0, ..Options::default() };
     device.run(&launches, options).map_err(|fault| Failure::Fault(Box::new(fault)))?;

@@ -71,10 +71,14 @@ pub const MAX_CLASSES: u32 = 1024;
 pub const MAX_SELECT: u32 = 1024;
 /// The largest side of a mask grid that the kernels take.
 pub const MAX_MASK_SIDE: u32 = 512;
+/// Rows and columns that a window may have beyond the mask grid for the fast way to run lengths.
+pub const WINDOW_MARGIN: u32 = 32;
 /// The largest side of an image that the kernels take.
 pub const MAX_IMAGE_SIDE: u32 = 16_384;
 /// The largest batch that the kernels take.
 pub const MAX_BATCH: u32 = 256;
+
+const _: () = assert!(MAX_BATCH < 1 << DONE_SHIFT && MAX_BATCH * MAX_SELECT < 1 << (32 - DONE_SHIFT));
 
 /// Image records that travel inside the argument record; larger batches read them from device memory.
 pub const INLINE_IMAGES: usize = 8;
@@ -104,6 +108,11 @@ pub const FLAG_RLE_STRING: u32 = 1 << 6;
 pub const FLAG_BIT_PACKED: u32 = 1 << 7;
 /// The selection is the last kernel: it writes the answer itself.
 pub const FLAG_SELECT_ONLY: u32 = 1 << 8;
+
+/// No row.
+pub const NO_QUERY: u32 = u32::MAX;
+/// Of the word that counts finished selection blocks: where the sum of the detections begins.
+pub const DONE_SHIFT: u32 = 10;
 
 /// Image flag: a static crop offset is added to the boxes.
 pub const IMAGE_CROPPED: u32 = 1;
@@ -222,10 +231,10 @@ pub struct SelectArgs {
     pub logits_at: u64,
     /// `[batch, num_queries, 4]` boxes.
     pub boxes_at: u64,
-    /// `[num_classes]` class ids (`i32`, -1 where dropped).
-    pub class_ids_at: u64,
-    /// `[num_classes]` thresholds (`f32`).
-    pub thresholds_at: u64,
+    /// `[num_classes]` class ids (`i32`, -1 where dropped), each with its threshold (`f32`).
+    pub columns_at: u64,
+    /// `[batch, max_detections]` words, for the mask kernels: written, the query of each row, [`NO_QUERY`] behind the last.
+    pub queries_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
     pub headers_at: u64,
     /// `[batch, max_detections]` [`DetectionRow`]: written.
@@ -234,7 +243,7 @@ pub struct SelectArgs {
     pub counters_at: u64,
     /// Axis tables: written.
     pub axes_at: u64,
-    /// Three words, zero between launches: finished blocks, unused here, detections.
+    /// One word, zero between launches: finished blocks, and in the bits from [`DONE_SHIFT`] on the detections.
     pub done_at: u64,
     /// [`ResultHeader`]; used with `FLAG_SELECT_ONLY`.
     pub result_at: u64,
@@ -304,16 +313,14 @@ pub struct MaskArgs {
     pub headers_at: u64,
     /// `[batch, max_detections]` [`DetectionRow`] of the selection.
     pub rows_at: u64,
+    /// `[batch, max_detections]` words of the selection: the query of each row, [`NO_QUERY`] behind the last.
+    pub queries_at: u64,
     /// `[batch, max_detections]` words, zeroed by the selection: counts finished parts of a mask.
     pub counters_at: u64,
     /// Axis tables of the selection.
     pub axes_at: u64,
     /// One word, zero between launches: counts finished masks.
     pub done_at: u64,
-    /// `[grid]` words: transitions of each strip.
-    pub strip_lens_at: u64,
-    /// `[grid, strip_capacity]` words: transitions of each strip.
-    pub strips_at: u64,
     /// [`ResultHeader`]: written, its `sequence` last.
     pub result_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
@@ -342,12 +349,12 @@ pub struct MaskArgs {
     pub flags: u32,
     /// Elements of one run-length mask: bytes (a multiple of 16) or counts.
     pub mask_capacity: u32,
-    /// Transitions that one strip can hand over.
-    pub strip_capacity: u32,
     /// Layout of the axis tables.
     pub axes: AxesLayout,
     /// Number of the request.
     pub sequence: u32,
+    /// Shared memory of `rfdetr_masks_rle`.
+    pub rle: RleLayout,
     /// Unused.
     pub reserved: [u32; 3],
     /// The records of small batches.
@@ -355,9 +362,39 @@ pub struct MaskArgs {
 }
 
 const _: () = {
-    assert!(size_of::<MaskArgs>() == 112 + 16 * 4 + INLINE_IMAGES * 112);
-    assert!(core::mem::offset_of!(MaskArgs, records) == 176);
+    assert!(size_of::<MaskArgs>() == 104 + 26 * 4 + INLINE_IMAGES * 112);
+    assert!(core::mem::offset_of!(MaskArgs, records) == 208);
 };
+
+/// The part of the shared memory of `rfdetr_masks_rle` that depends on the plan: where each array begins, in bytes from the
+/// start of the shared memory, and how much it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct RleLayout {
+    /// Characters on their way out: 16, and 6 for each transition of a window. 16-byte aligned.
+    pub stage_offset: u32,
+    /// Three transitions before the window, then the window.
+    pub transitions_offset: u32,
+    /// Transitions that are encoded at a time.
+    pub window: u32,
+    /// Weights of the content's rows, two words a row.
+    pub weights_offset: u32,
+    /// Rows whose weights have room.
+    pub num_weights: u32,
+    /// Row groups, a word a window row.
+    pub groups_offset: u32,
+    /// Window rows whose groups have room.
+    pub num_groups: u32,
+    /// Signs of a mask's cells, a bit a cell.
+    pub signs_offset: u32,
+    /// Their words.
+    pub num_sign_words: u32,
+    /// Crossings of the columns, a bit a window row.
+    pub crossings_offset: u32,
+    /// Their words.
+    pub num_crossing_words: u32,
+}
 
 /// Shared memory of the kernels, in bytes from its start. The host asks for `BYTES`; the kernels use the offsets.
 pub mod shared {
@@ -368,7 +405,7 @@ pub mod shared {
 
     /// `rfdetr_select`.
     pub mod select {
-        use super::super::MAX_SELECT;
+        use super::super::{MAX_CLASSES, MAX_QUERIES, MAX_SELECT};
 
         /// 256 words: the radix histogram.
         pub const HISTOGRAM: u32 = 256;
@@ -376,50 +413,53 @@ pub mod shared {
         pub const LIST: u32 = HISTOGRAM + 1024;
         /// `MAX_SELECT` keys of 8 bytes: candidates in order.
         pub const SORTED: u32 = LIST + 8 * MAX_SELECT;
+        /// `MAX_QUERIES` boxes of 16 bytes.
+        pub const BOXES: u32 = SORTED + 8 * MAX_SELECT;
+        /// `MAX_CLASSES` pairs of class id and threshold.
+        pub const COLUMNS: u32 = BOXES + 16 * MAX_QUERIES;
         /// Size.
-        pub const BYTES: u32 = SORTED + 8 * MAX_SELECT;
+        pub const BYTES: u32 = COLUMNS + 8 * MAX_CLASSES;
     }
 
     /// The mask kernels.
     pub mod masks {
-        use super::super::{MAX_BATCH, MAX_MASK_SIDE};
+        use super::super::{MAX_BATCH, MAX_IMAGE_SIDE, MAX_MASK_SIDE};
 
         /// Largest block of the mask kernels.
-        pub const MAX_THREADS: u32 = 256;
-        /// Cells of the slab of mask logits that a chunk of columns or a band of rows is made of.
-        pub const SLAB_CELLS: u32 = 6144;
-        /// Transitions that a column keeps from the first pass to the second.
-        pub const COLUMN_KEEPS: u32 = 6;
-        /// Transitions that are encoded at a time.
-        pub const WINDOW: u32 = 1024;
+        pub const MAX_THREADS: u32 = 512;
+        /// Columns of a tile: a warp's, without the lane that looks at the column before.
+        pub const TILE: u32 = 31;
+        /// Tiles that are counted at a time.
+        pub const MAX_TILES: u32 = MAX_IMAGE_SIDE / 32;
+        /// Words with a bit for each window column in shared memory.
+        pub const ODD_WORDS: u32 = (MAX_MASK_SIDE + super::super::WINDOW_MARGIN).div_ceil(32);
 
         /// `MAX_BATCH + 1` words: work items before each image.
         pub const PREFIX: u32 = 256;
-        /// The slab.
-        pub const SLAB: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
-        /// Run lengths: the row groups.
-        pub const GROUPS: u32 = SLAB + 4 * SLAB_CELLS;
-        /// Run lengths: what columns keep.
-        pub const KEPT: u32 = GROUPS + 4 * MAX_MASK_SIDE;
-        /// Run lengths: three transitions before the window, then the window.
-        pub const TRANSITIONS: u32 = KEPT + 4 * COLUMN_KEEPS * MAX_THREADS;
-        /// Run lengths: characters on their way out.
-        pub const STAGE: u32 = (TRANSITIONS + 4 * (WINDOW + 3)).next_multiple_of(16);
-        /// Size for `rfdetr_masks_rle`.
-        pub const RLE_BYTES: u32 = STAGE + 16 + 4 * 6 * MAX_THREADS;
+        /// Window columns with cells out of the ordinary.
+        pub const ODD: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
+        /// The image's record and the query of the mask that the block makes.
+        pub const RECORD: u32 = (ODD + 4 * ODD_WORDS).next_multiple_of(16);
+        /// Run lengths: transitions before each tile, and whether it is out of the ordinary.
+        pub const TILE_STARTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 16;
+        /// Run lengths: states before each tile's columns.
+        pub const TILE_CARRIES: u32 = TILE_STARTS + 4 * (MAX_TILES + 1);
+        /// Run lengths: size of the part that is the same in every plan.
+        pub const RLE_FIXED_BYTES: u32 = (TILE_CARRIES + 4 * MAX_TILES).next_multiple_of(16);
 
+        /// Dense masks: cells of the slab of mask logits that a band of rows is made of.
+        pub const SLAB_CELLS: u32 = 6144;
+        /// Dense masks: the slab.
+        pub const SLAB: u32 = ODD;
         /// Dense masks: words of the bit matrix of one band: 16 rows of the widest image.
-        pub const BAND_WORDS: u32 = 16 * (super::super::MAX_IMAGE_SIDE / 32 + 1);
+        pub const BAND_WORDS: u32 = 16 * (MAX_IMAGE_SIDE / 32 + 1);
         /// Dense masks: the bit matrix.
         pub const BITS: u32 = SLAB + 4 * SLAB_CELLS;
         /// Size for `rfdetr_masks_dense`.
         pub const DENSE_BYTES: u32 = BITS + 4 * BAND_WORDS;
         /// Size for `rfdetr_masks_grid`.
-        pub const GRID_BYTES: u32 = SLAB;
+        pub const GRID_BYTES: u32 = ODD;
 
-        const _: () = {
-            assert!(RLE_BYTES <= 48 * 1024);
-            assert!(DENSE_BYTES <= 64 * 1024);
-        };
+        const _: () = assert!(DENSE_BYTES <= 64 * 1024);
     }
 }

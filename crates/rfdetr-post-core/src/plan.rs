@@ -6,8 +6,9 @@
 //! - P1: every request run under the plan fits its batch, model shape and image size ([`Plan::check`]).
 //! - P2: the rows of an image are `max_detections`, and the selection writes no more.
 //! - P3: `work_bytes` and `result_bytes` end behind the last section of their layouts; sections are 256-byte aligned.
-//! - P4: a grid of `mask_grid` blocks hands over at most `mask_grid` strips, so strips are indexed by work item.
-//! - P5: the shared memory of every kernel is at most 64 KiB, and at most 48 KiB but for dense masks.
+//! - P4: the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and the crossings have room for a
+//!   tile of the tallest window whose signs have room.
+//! - P5: the shared memory of every kernel is at most `limits.max_shared_bytes`, of which it needs 64 KiB at least.
 
 use alloc::vec::Vec;
 
@@ -18,7 +19,8 @@ use crate::{
     packed::{
         self, AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, FLAG_CLAMP_SIZES, FLAG_CLIP_BOXES,
         FLAG_RLE_STRING, FLAG_ROUND_BOXES, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, FLAG_WHOLE_IMAGE, IMAGE_CROPPED,
-        IMAGE_IDENTITY, IMAGE_PLAIN_ROWS, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, ResultHeader, SelectArgs,
+        IMAGE_IDENTITY, IMAGE_PLAIN_ROWS, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, ResultHeader, RleLayout,
+        SelectArgs, WINDOW_MARGIN, shared::masks as shared,
     },
     request::{self, ColumnTable, MaskGeometry, ModelShape},
     score::min_logit,
@@ -42,6 +44,17 @@ pub struct PlanSpec {
     pub mask_capacity: Option<u32>,
 }
 
+/// Shared memory that every supported device has for a block.
+pub const MIN_SHARED_BYTES: u32 = 64 << 10;
+/// More shared memory than this gains nothing, and leaves less to the caches and to a second block.
+const MAX_SHARED_BYTES: u32 = 104 << 10;
+/// Transitions that the run-length kernel encodes at a time: at least.
+const MIN_WINDOW: u32 = 1024;
+/// And where there is room.
+const MAX_WINDOW: u32 = 2048;
+/// Rows whose weights may lie in shared memory.
+const MAX_SHARED_ROWS: u32 = 4096;
+
 /// What the plan must know of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceLimits {
@@ -49,16 +62,27 @@ pub struct DeviceLimits {
     pub num_multiprocessors: u32,
     /// Threads of a block of the selection kernel, a multiple of 32, at most 1024.
     pub select_threads: u32,
-    /// Threads of a block of the mask kernels, a multiple of 32, at most 256.
+    /// Threads of a block of the run-length kernel, a multiple of 32, at most 1024.
+    pub rle_threads: u32,
+    /// Threads of a block of the other mask kernels, a multiple of 32, at most 1024.
     pub mask_threads: u32,
     /// Blocks of the mask kernels a multiprocessor.
     pub mask_blocks_per_multiprocessor: u32,
+    /// Shared memory that a block can have, in bytes: at least 64 KiB.
+    pub max_shared_bytes: u32,
 }
 
 impl DeviceLimits {
-    /// The measured choice for a device of `num_multiprocessors`.
+    /// The measured choice for a device of `num_multiprocessors`, with the shared memory that every device has.
     pub const fn new(num_multiprocessors: u32) -> Self {
-        Self { num_multiprocessors, select_threads: 1024, mask_threads: 128, mask_blocks_per_multiprocessor: 4 }
+        Self {
+            num_multiprocessors,
+            select_threads: 1024,
+            rle_threads: 512,
+            mask_threads: 128,
+            mask_blocks_per_multiprocessor: 4,
+            max_shared_bytes: MIN_SHARED_BYTES,
+        }
     }
 }
 
@@ -83,15 +107,6 @@ impl MaskKernel {
             Self::Grid => "rfdetr_masks_grid",
         }
     }
-
-    /// Shared memory of one block, in bytes.
-    pub const fn shared_bytes(self) -> u32 {
-        match self {
-            Self::Rle => packed::shared::masks::RLE_BYTES,
-            Self::Dense => packed::shared::masks::DENSE_BYTES,
-            Self::Grid => packed::shared::masks::GRID_BYTES,
-        }
-    }
 }
 
 /// The entry's name of the selection kernel.
@@ -102,7 +117,7 @@ pub const SELECT_KERNEL: &str = "rfdetr_select";
 pub struct WorkLayout {
     /// Finished-blocks and finished-masks counters; must be zero before the first launch.
     pub done: u64,
-    /// `[C]` class ids, then `[C]` thresholds: uploaded once.
+    /// `[C]` pairs of class id and threshold ([`Plan::column_bytes`]): uploaded once.
     pub columns: u64,
     /// `[max_batch]` [`ImageRecord`]: uploaded by requests of more than `INLINE_IMAGES` images.
     pub records: u64,
@@ -111,13 +126,11 @@ pub struct WorkLayout {
     /// `[max_batch, max_detections]` [`DetectionRow`].
     pub rows: u64,
     /// `[max_batch, max_detections]` words.
+    pub queries: u64,
+    /// `[max_batch, max_detections]` words.
     pub counters: u64,
     /// Axis tables.
     pub axes: u64,
-    /// `[mask_grid]` words.
-    pub strip_lens: u64,
-    /// `[mask_grid, strip_capacity]` words.
-    pub strips: u64,
     /// Size of the buffer.
     pub bytes: u64,
 }
@@ -151,10 +164,12 @@ pub struct Plan {
     pub mask_kernel: Option<MaskKernel>,
     /// Blocks of the mask stage.
     pub mask_grid: u32,
+    /// Threads of its blocks.
+    pub mask_threads: u32,
+    /// Shared memory of its blocks, in bytes.
+    pub mask_shared_bytes: u32,
     /// Elements of one run-length mask.
     pub mask_capacity: u32,
-    /// Transitions that one strip can hand over.
-    pub strip_capacity: u32,
     /// Bytes of the dense, bit-packed or grid masks of one image.
     pub payload_image_bytes: u64,
     /// Bytes of the dense, bit-packed or grid masks of the batch; they stay on the device.
@@ -162,6 +177,9 @@ pub struct Plan {
     /// Layout of the axis tables.
     #[serde(skip)]
     pub axes: AxesLayout,
+    /// Layout of the run-length kernel's shared memory.
+    #[serde(skip)]
+    pub rle: RleLayout,
     /// Layout of the device-only buffer.
     pub work: WorkLayout,
     /// Layout of the result.
@@ -211,6 +229,8 @@ impl Plan {
             MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::Rle),
         };
         let mask_grid = limits.num_multiprocessors.max(1) * limits.mask_blocks_per_multiprocessor.max(1);
+        let mask_threads =
+            if mask_kernel == Some(MaskKernel::Rle) { limits.rle_threads } else { limits.mask_threads };
         let (max_w, max_h) = (spec.max_image.width, spec.max_image.height);
 
         let default_capacity = 16 * max_w.max(64);
@@ -225,7 +245,13 @@ impl Plan {
             }
             _ => 0,
         };
-        let strip_capacity = if mask_kernel == Some(MaskKernel::Rle) { 2048 } else { 0 };
+        let rle = rle_layout(mask_h as u32, mask_w as u32, spec.max_image, &limits);
+        let mask_shared_bytes = match mask_kernel {
+            Some(MaskKernel::Rle) => rle.crossings_offset + 4 * rle.num_crossing_words,
+            Some(MaskKernel::Dense) => shared::DENSE_BYTES,
+            Some(MaskKernel::Grid) => shared::GRID_BYTES,
+            None => 0,
+        };
 
         let rows_bytes = spec.max_batch as u64 * u64::from(max_detections);
         let mask_bytes = match format {
@@ -259,10 +285,9 @@ impl Plan {
             records: section(batch * size_of::<ImageRecord>() as u64),
             headers: section(batch * size_of::<ImageHeader>() as u64),
             rows: section(rows_bytes * size_of::<DetectionRow>() as u64),
+            queries: section(rows_bytes * 4),
             counters: section(rows_bytes * 4),
             axes: section(batch * u64::from(axes.image_stride) * 16),
-            strip_lens: section(if strip_capacity > 0 { u64::from(mask_grid) * 4 } else { 0 }),
-            strips: section(u64::from(mask_grid) * u64::from(strip_capacity) * 4),
             bytes: 0,
         };
         let work = WorkLayout { bytes: end, ..work };
@@ -294,11 +319,13 @@ impl Plan {
             num_select: num_select as u32,
             mask_kernel,
             mask_grid,
+            mask_threads,
+            mask_shared_bytes,
             mask_capacity,
-            strip_capacity,
             payload_image_bytes,
             payload_bytes,
             axes,
+            rle,
             work,
             result,
             flags: flags(&spec.options),
@@ -332,6 +359,12 @@ impl Plan {
     /// The kernels' records of a batch that [`Plan::check`] passed.
     pub fn records(&self, metas: &[ImageMeta]) -> Vec<ImageRecord> {
         metas.iter().map(|meta| image_record(meta, &self.spec)).collect()
+    }
+
+    /// The bytes of the work buffer's columns: class id and threshold of each.
+    pub fn column_bytes(&self) -> Vec<u8> {
+        let columns = self.columns.class_ids.iter().zip(&self.columns.thresholds);
+        columns.flat_map(|(id, threshold)| [id.to_ne_bytes(), threshold.to_ne_bytes()]).flatten().collect()
     }
 
     /// Blocks of the selection kernel for a batch: one an image, and those that build the axis tables.
@@ -372,8 +405,8 @@ impl Plan {
         let select = SelectArgs {
             logits_at: inputs.logits_at,
             boxes_at: inputs.boxes_at,
-            class_ids_at: work(self.work.columns),
-            thresholds_at: work(self.work.columns) + 4 * self.spec.shape.num_classes as u64,
+            columns_at: work(self.work.columns),
+            queries_at: work(self.work.queries),
             headers_at,
             rows_at,
             counters_at: work(self.work.counters),
@@ -401,11 +434,10 @@ impl Plan {
             masks_at: inputs.masks_at,
             headers_at,
             rows_at,
+            queries_at: work(self.work.queries),
             counters_at: work(self.work.counters),
             axes_at: work(self.work.axes),
             done_at: work(self.work.done) + 4,
-            strip_lens_at: work(self.work.strip_lens),
-            strips_at: work(self.work.strips),
             result_at: result(0),
             result_headers_at: result(self.result.headers),
             result_rows_at: result(self.result.rows),
@@ -424,9 +456,9 @@ impl Plan {
             max_detections: self.max_detections,
             flags: self.flags,
             mask_capacity: self.mask_capacity,
-            strip_capacity: self.strip_capacity,
             axes: self.axes,
             sequence,
+            rle: self.rle,
             reserved: [0; 3],
             records: inline,
         };
@@ -468,6 +500,46 @@ pub struct DeviceBuffers {
 fn max_window_h(mask_h: usize, image_h: u32) -> u64 {
     let max = u64::from(packed::MAX_IMAGE_SIDE);
     (mask_h as u64 * (u64::from(image_h) + 2)).min(max)
+}
+
+/// Shares the run-length kernel's shared memory out. A window of transitions, the signs, the row groups and one tile must
+/// have room; then come a larger window and the rows' weights, which every crossing reads, and more tiles take what is left.
+fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) -> RleLayout {
+    let words = (mask_h + WINDOW_MARGIN).div_ceil(32);
+    let tile_words = 32 * words;
+    let num_sign_words = (mask_w + WINDOW_MARGIN) * words;
+    let num_groups = mask_h + WINDOW_MARGIN;
+    let window_words = |window: u32| (16 + 6 * window) / 4 + (3 + window).next_multiple_of(2);
+    let budget = limits.max_shared_bytes.clamp(MIN_SHARED_BYTES, MAX_SHARED_BYTES) - shared::RLE_FIXED_BYTES;
+    let mut left = budget / 4 - window_words(MIN_WINDOW) - num_groups - num_sign_words - tile_words;
+    let mut take = |words: u32| {
+        let fits = words <= left;
+        left -= if fits { words } else { 0 };
+        fits
+    };
+    let window = if take(window_words(MAX_WINDOW) - window_words(MIN_WINDOW)) { MAX_WINDOW } else { MIN_WINDOW };
+    let num_rows = max_image.height.min(MAX_SHARED_ROWS);
+    let num_weights = if take(2 * num_rows) { num_rows } else { 0 };
+    let num_tiles = max_image.width.div_ceil(shared::TILE).clamp(1, shared::MAX_TILES).min(1 + left / tile_words);
+
+    let stage_offset = shared::RLE_FIXED_BYTES;
+    let transitions_offset = stage_offset + 16 + 6 * window;
+    let weights_offset = transitions_offset + 4 * (3 + window).next_multiple_of(2);
+    let groups_offset = weights_offset + 8 * num_weights;
+    let signs_offset = groups_offset + 4 * num_groups;
+    RleLayout {
+        stage_offset,
+        transitions_offset,
+        window,
+        weights_offset,
+        num_weights,
+        groups_offset,
+        num_groups,
+        signs_offset,
+        num_sign_words,
+        crossings_offset: signs_offset + 4 * num_sign_words,
+        num_crossing_words: tile_words * num_tiles,
+    }
 }
 
 /// `FLAG_` bits of the options.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use cudarc::driver::sys;
+use rfdetr_post_core::plan::DeviceLimits;
 
 use crate::error::{Error, Result};
 
@@ -102,10 +103,19 @@ pub struct DeviceInfo {
     pub compute_capability: (i32, i32),
     /// Number of multiprocessors.
     pub num_multiprocessors: u32,
+    /// Shared memory that a block can have, in bytes.
+    pub max_shared_bytes: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
     /// CUDA version of the driver, as 1000 x major + 10 x minor.
     pub driver_version: i32,
+}
+
+impl DeviceInfo {
+    /// What a plan must know of the device, with the measured choice of block and grid sizes.
+    pub fn limits(&self) -> DeviceLimits {
+        DeviceLimits { max_shared_bytes: self.max_shared_bytes, ..DeviceLimits::new(self.num_multiprocessors) }
+    }
 }
 
 /// Asks the driver for a device.
@@ -143,6 +153,7 @@ pub fn device_info(ordinal: usize) -> Result<DeviceInfo> {
             attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         num_multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+        max_shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
         memory_bytes: memory_bytes as u64,
         driver_version,
     })
@@ -240,7 +251,8 @@ impl Module {
         Ok(Self { handle, context: context.clone() })
     }
 
-    /// An entry, allowed to use `shared_bytes` of shared memory.
+    /// An entry, allowed to use `shared_bytes` of dynamic shared memory: as much as the device has, because plans that
+    /// share the module need different amounts.
     pub fn function(&self, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
         let mut function = ptr::null_mut();
         let name = CString::new(name).unwrap_or_default();
@@ -248,10 +260,8 @@ impl Module {
             // SAFETY: the module is loaded; the name ends with a null.
             unsafe {
                 cu!(cuModuleGetFunction(&mut function, self.handle, name.as_ptr()))?;
-                if shared_bytes > 48 * 1024 {
-                    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                    cu!(cuFuncSetAttribute(function, attribute, shared_bytes as i32))?;
-                }
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                cu!(cuFuncSetAttribute(function, attribute, shared_bytes as i32))?;
             }
             Ok(function)
         })

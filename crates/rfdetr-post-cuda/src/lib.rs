@@ -241,12 +241,12 @@ impl CudaPostprocessor {
         if config.slots == 0 {
             return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
         }
-        let limits = config.limits.unwrap_or_else(|| DeviceLimits::new(info.num_multiprocessors));
+        let limits = config.limits.unwrap_or(info.limits());
         let plan = Plan::new(config.spec.clone(), limits)?;
         let functions = Functions {
-            select: module.function(SELECT_KERNEL, rfdetr_post_core::packed::shared::select::BYTES)?,
+            select: module.function(SELECT_KERNEL, info.max_shared_bytes)?,
             masks: match plan.mask_kernel {
-                Some(kernel) => Some(module.function(kernel.name(), kernel.shared_bytes())?),
+                Some(kernel) => Some(module.function(kernel.name(), info.max_shared_bytes)?),
                 None => None,
             },
             overlaps: info.compute_capability.0 >= 9,

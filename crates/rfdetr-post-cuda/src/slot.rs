@@ -100,9 +100,7 @@ impl Slot {
     pub fn new(context: &Arc<Context>, plan: &Plan, functions: Functions, place: ResultPlace) -> Result<Self> {
         let work = DeviceBuffer::new(context, plan.work.bytes as usize, "work")?;
         work.clear()?;
-        let ids: Vec<u8> = plan.columns.class_ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
-        let thresholds: Vec<u8> = plan.columns.thresholds.iter().flat_map(|t| t.to_ne_bytes()).collect();
-        work.write(plan.work.columns as usize, &[ids, thresholds].concat())?;
+        work.write(plan.work.columns as usize, &plan.column_bytes())?;
         let result_len = plan.result.bytes as usize;
         let result = match place {
             ResultPlace::Host => ResultBuffer::Host(PinnedBuffer::new(context, result_len, "result")?),
@@ -242,11 +240,11 @@ impl Slot {
             shared_bytes: shared::select::BYTES,
             overlaps: false,
         };
-        let second = self.functions.masks.zip(plan.mask_kernel).map(|(function, kernel)| Launch {
+        let second = self.functions.masks.map(|function| Launch {
             function,
             grid: plan.mask_grid,
-            block: plan.limits.mask_threads,
-            shared_bytes: kernel.shared_bytes(),
+            block: plan.mask_threads,
+            shared_bytes: plan.mask_shared_bytes,
             overlaps: self.functions.overlaps,
         });
         (first, second)

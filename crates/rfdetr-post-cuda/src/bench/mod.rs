@@ -160,9 +160,10 @@ pub struct Settings {
 
 impl Settings {
     fn limits(&self, info: &DeviceInfo) -> DeviceLimits {
-        let mut limits = DeviceLimits::new(info.num_multiprocessors);
+        let mut limits = info.limits();
         let override_by = |limit: &mut u32, value: Option<u32>| *limit = value.unwrap_or(*limit);
         override_by(&mut limits.mask_threads, self.mask_threads);
+        override_by(&mut limits.rle_threads, self.mask_threads);
         override_by(&mut limits.mask_blocks_per_multiprocessor, self.mask_blocks_per_multiprocessor);
         override_by(&mut limits.select_threads, self.select_threads);
         limits

@@ -342,8 +342,10 @@ pub fn repeats(gpu: &Gpu, count: u32) -> Outcome {
                 let limits = DeviceLimits {
                     num_multiprocessors: gpu.num_multiprocessors,
                     select_threads,
+                    rle_threads: mask_threads,
                     mask_threads,
                     mask_blocks_per_multiprocessor,
+                    ..DeviceLimits::new(gpu.num_multiprocessors)
                 };
                 repeat(How { limits: Some(limits), ..how }, count.div_ceil(40))?;
             }

@@ -1,0 +1,226 @@
+//! Signs of the cells of a mask, as bits, and what follows from them without arithmetic.
+//!
+//! In short:
+//!
+//! ```text
+//! bit r of column c = cell (r, c) > 0
+//! an output column between two cell columns: where both agree, that is its sign in row r; elsewhere it is computed
+//! ```
+//!
+//! Why bits are enough where the cells agree: weights are not negative, and at least one of two is close to a half or
+//! above. So a blend of cells that are not positive is not positive, and one of positive cells is positive unless it
+//! underflows, which cells of [`SMALLEST`] or more cannot. Every blend that is computed is checked against [`TINY`]: two
+//! positive values of which one is tiny could round to zero in the second, vertical pass. Columns with such values, or
+//! with cells that are not ordinary, are *odd*: they are evaluated pixel by pixel.
+
+use crate::{
+    columns::{Geometry, Taps, Window},
+    scan::div_rem,
+    simt::{
+        shared::Shared,
+        thread,
+        warp::{self, FULL_MASK},
+    },
+};
+
+/// Positive values below this may underflow when multiplied by a weight. Weights are zero or at least 2^-38: they are
+/// differences of multiples of 2^-38, the smallest scale (2^-14) having 24 bits.
+pub const TINY: f32 = 1.0 / (1u128 << 100) as f32;
+/// The smallest positive cell that is ordinary: half of it is far above [`TINY`].
+const SMALLEST: f32 = 1.0 / (1u64 << 40) as f32;
+/// The largest cell that is ordinary: no sum of such cells overflows.
+const LARGEST: f32 = (1u128 << 100) as f32;
+
+/// A half-open range of window rows or columns.
+#[derive(Clone, Copy)]
+pub struct Span {
+    /// First index.
+    pub start: u32,
+    /// End.
+    pub end: u32,
+}
+
+/// Words of the counters that [`Signs::load`] uses.
+const FIRST_COLUMN: u32 = 0;
+const COLUMN_END: u32 = 1;
+const NONFINITE: u32 = 2;
+
+/// What the cells of a rectangle of the window come to.
+#[derive(Clone, Copy)]
+pub struct Signs {
+    words: Shared<u32>,
+    odd: Shared<u32>,
+    /// Words of one column.
+    pub num_words: u32,
+    /// First window row.
+    first_row: u32,
+    /// Columns that can make a pixel foreground: none of the others can.
+    pub live: Span,
+    /// Cells that are not finite, of the rows that are counted.
+    pub nonfinite: u32,
+}
+
+impl Signs {
+    /// Readies the counters and the words of the odd columns. A barrier is owed before [`load`](Self::load).
+    ///
+    /// # Safety
+    /// `counters` has three words, `odd` one for each 32 columns of any window to come.
+    #[inline(always)]
+    pub unsafe fn reset(counters: Shared<u32>, odd: Shared<u32>, num_odd_words: u32) {
+        let tid = thread::thread_idx_x();
+        // SAFETY: the caller vouches for the words.
+        unsafe {
+            if tid < 3 {
+                counters.store(tid, if tid == FIRST_COLUMN { u32::MAX } else { 0 });
+            }
+            let mut word = tid;
+            while word < num_odd_words {
+                odd.store(word, 0);
+                word += thread::block_dim_x();
+            }
+        }
+    }
+
+    /// Loads the cells of `rows` and of all `num_columns` columns of the window; of the rows `counted`, counts those that
+    /// are not finite. Without `words` only counts.
+    ///
+    /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier; valid in all threads. A barrier is
+    /// owed before the next `reset`. Cost: one barrier; eight loads a thread in flight.
+    ///
+    /// # Safety
+    /// `words` has `num_columns` times the rows' words, `odd` a word for each 32 columns, `counters` three words; the rows
+    /// lie inside the window.
+    #[track_caller]
+    #[inline(always)]
+    pub unsafe fn load(
+        window: &Window,
+        rows: Span,
+        counted: Span,
+        num_columns: u32,
+        words: Option<u32>,
+        odd: Shared<u32>,
+        counters: Shared<u32>,
+    ) -> Self {
+        let (lane, num_warps) = (warp::lane_id(), thread::block_dim_x() / 32);
+        let num_rows = rows.end - rows.start;
+        let num_words = num_rows.div_ceil(32);
+        let (num_octets, num_tiles) = (num_rows.div_ceil(8), num_columns.div_ceil(32));
+        // SAFETY: the caller gave the words.
+        let (words, bytes) = unsafe { (Shared::<u32>::at(words.unwrap_or(0)), words.map(|at| Shared::<u8>::at(at))) };
+        let mut item = warp::warp_id();
+        while item < num_octets * num_tiles {
+            // SAFETY: the window has columns.
+            let (octet, tile) = unsafe { div_rem(item, num_tiles) };
+            let (r, c) = (rows.start + 8 * octet, 32 * tile + lane);
+            // SAFETY: the mask tensor is what the window was made of.
+            let cells = unsafe { window.octet(r, rows.end, c, num_columns) };
+            let (mut positive, mut is_odd, mut nonfinite) = (0, false, 0);
+            let mut visit = |i: u32, cell: f32| {
+                if cell > 0.0 {
+                    positive |= 1 << i;
+                    is_odd |= cell < SMALLEST;
+                }
+                // NaN is not below the largest either.
+                is_odd |= !(cell.abs() <= LARGEST);
+                nonfinite += (!cell.is_finite() && counted.start <= r + i && r + i < counted.end) as u32;
+            };
+            // Written out: an iterator over the array would index it.
+            let [c0, c1, c2, c3, c4, c5, c6, c7] = cells;
+            visit(0, c0);
+            visit(1, c1);
+            visit(2, c2);
+            visit(3, c3);
+            visit(4, c4);
+            visit(5, c5);
+            visit(6, c6);
+            visit(7, c7);
+            // SAFETY: the column's byte of these rows, and those of the last word that have no row.
+            unsafe {
+                if let Some(bytes) = bytes
+                    && c < num_columns
+                {
+                    bytes.store(4 * num_words * c + octet, positive as u8);
+                    if octet == num_octets - 1 {
+                        let mut rest = num_octets;
+                        while rest < 4 * num_words {
+                            bytes.store(4 * num_words * c + rest, 0);
+                            rest += 1;
+                        }
+                    }
+                }
+            }
+            let odd_lanes = warp::warp_vote_ballot(FULL_MASK, is_odd);
+            let live_lanes = odd_lanes | warp::warp_vote_ballot(FULL_MASK, positive != 0);
+            // SAFETY: three counters, and the tile's word.
+            unsafe {
+                if odd_lanes != 0 {
+                    if lane == 0 {
+                        odd.fetch_or(tile, odd_lanes);
+                    }
+                    if nonfinite > 0 {
+                        counters.fetch_add(NONFINITE, nonfinite);
+                    }
+                }
+                if live_lanes != 0 && lane == 0 {
+                    counters.fetch_min(FIRST_COLUMN, 32 * tile + live_lanes.trailing_zeros());
+                    counters.fetch_max(COLUMN_END, 32 * tile + 32 - live_lanes.leading_zeros());
+                }
+            }
+            item += num_warps;
+        }
+        thread::sync_threads();
+        // SAFETY: written before the barrier.
+        let (live, nonfinite) = unsafe {
+            (
+                Span { start: counters.load(FIRST_COLUMN), end: counters.load(COLUMN_END) },
+                counters.load(NONFINITE),
+            )
+        };
+        Self { words, odd, num_words, first_row: rows.start, live, nonfinite }
+    }
+
+    /// Whether the window's column `c` has cells that are not ordinary.
+    ///
+    /// # Safety
+    /// The column is inside the window.
+    #[inline(always)]
+    unsafe fn is_odd(&self, c: u32) -> bool {
+        // SAFETY: the caller vouches for the column.
+        unsafe { self.odd.load(c / 32) >> (c % 32) & 1 != 0 }
+    }
+
+    /// Signs of an output column in the 32 window rows of word `k`, after the horizontal pass; and whether one of them is
+    /// odd, in which case the bits mean nothing.
+    ///
+    /// # Safety
+    /// The column's cells are inside the window, `k` is below `num_words`, and the signs were loaded.
+    #[inline(always)]
+    pub unsafe fn column(&self, geometry: &Geometry, window: &Window, column: &Taps, k: u32) -> (u32, bool) {
+        // SAFETY: the caller vouches for the column; bits are set only in rows that were loaded.
+        unsafe {
+            let at = |c: u32| self.words.load(c * self.num_words + k);
+            let (first, second) = (at(column.first), at(column.second));
+            let mut is_odd = self.is_odd(column.first) || self.is_odd(column.second);
+            let (mut all, mut any) = (first & second, first | second);
+            let mut j = 2;
+            while j < column.count {
+                let c = column.first + j;
+                all &= at(c);
+                any |= at(c);
+                is_odd |= self.is_odd(c);
+                j += 1;
+            }
+            let mut mixed = all ^ any;
+            while mixed != 0 {
+                let bit = mixed.trailing_zeros();
+                let value = window.stretched(geometry, column, self.first_row + 32 * k + bit);
+                if value > 0.0 {
+                    all |= 1 << bit;
+                    is_odd |= value < TINY;
+                }
+                mixed &= mixed - 1;
+            }
+            (all, is_odd)
+        }
+    }
+}
