@@ -87,18 +87,19 @@ impl Axis {
         if t < 1.0 { 1.0 - t } else { 0.0 }
     }
 
-    /// The table entry of an output index: `[first, count, w0, w1]`, or `[first, count, total, distance]` for more than
-    /// two cells.
+    /// The table entry of an output index: `[first | count << 16, w0, w1, w2]`, or `[first | count << 16, total, distance, 0]`
+    /// for more than three cells.
     #[inline(always)]
     fn entry(&self, i: u32) -> [u32; 4] {
         let (first, count) = self.span(i);
+        let span = first | count << 16;
         if self.is_identity {
-            return [first, count, 1f32.to_bits(), 0];
+            return [span, 1f32.to_bits(), 0, 0];
         }
         if self.is_bilinear {
             let u = math::fma(self.scale, i as f32 + 0.5, -0.5);
             let upper = (if u > 0.0 { u } else { 0.0 }) - first as f32;
-            return [first, count, (1.0 - upper).to_bits(), upper.to_bits()];
+            return [span, (1.0 - upper).to_bits(), upper.to_bits(), 0];
         }
         let distance = self.distance(i, first);
         let mut total = 0.0;
@@ -107,11 +108,11 @@ impl Axis {
             total += self.filter(distance, j);
             j += 1;
         }
-        if count > 2 {
-            return [first, count, total.to_bits(), distance.to_bits()];
+        if count > 3 {
+            return [span, total.to_bits(), distance.to_bits(), 0];
         }
-        let weight = |j| normalize(self.filter(distance, j), total);
-        [first, count, weight(0).to_bits(), if count > 1 { weight(1).to_bits() } else { 0 }]
+        let weight = |j| if j < count { normalize(self.filter(distance, j), total).to_bits() } else { 0 };
+        [span, weight(0), weight(1), weight(2)]
     }
 }
 

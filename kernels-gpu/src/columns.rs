@@ -20,7 +20,7 @@
 //! `fl(a * w0 + fl(b * w1))`, for which the same holds.
 
 use rfdetr_post_core::packed::{
-    DTYPE_BF16, DTYPE_F16, DTYPE_F32, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs, RleLayout,
+    DTYPE_F32, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs, RleLayout,
 };
 
 use crate::{
@@ -94,7 +94,7 @@ impl Geometry {
                 let weights = Shared::<[f32; 2]>::at(layout.weights_offset);
                 let mut y = tid;
                 while copies && y < self.record.content_h {
-                    let [_, _, w0, w1] = self.row_entries.load(y as usize);
+                    let [_, w0, w1, _] = self.row_entries.load(y as usize);
                     weights.store(y, [f32::from_bits(w0), f32::from_bits(w1)]);
                     y += block;
                 }
@@ -132,7 +132,7 @@ impl Geometry {
             match self.shared_weights {
                 Some(weights) => weights.load(y),
                 None => {
-                    let [_, _, w0, w1] = self.row_entries.load(y as usize);
+                    let [_, w0, w1, _] = self.row_entries.load(y as usize);
                     [f32::from_bits(w0), f32::from_bits(w1)]
                 }
             }
@@ -187,7 +187,7 @@ impl Geometry {
     }
 }
 
-/// Cells and weights of one output index. For more than two cells `w0` is the sum of the weights and `w1` the distance.
+/// Cells and weights of one output index. For more than three cells `w0` is the sum of the weights and `w1` the distance.
 #[derive(Clone, Copy)]
 pub struct Taps {
     /// First cell.
@@ -198,15 +198,14 @@ pub struct Taps {
     pub second: u32,
     w0: f32,
     w1: f32,
+    w2: f32,
     is_bilinear: bool,
 }
 
 impl Taps {
-    /// No cell.
-    pub const NONE: Self = Self { first: 0, count: 0, second: 0, w0: 0.0, w1: 0.0, is_bilinear: false };
-
     #[inline(always)]
-    fn new([first, count, w0, w1]: [u32; 4], n_in: u32, is_bilinear: bool) -> Self {
+    fn new([span, w0, w1, w2]: [u32; 4], n_in: u32, is_bilinear: bool) -> Self {
+        let (first, count) = (span & 0xffff, span >> 16);
         let has_second = count > 1 && first + 1 < n_in;
         Self {
             first,
@@ -214,6 +213,7 @@ impl Taps {
             second: first + has_second as u32,
             w0: f32::from_bits(w0),
             w1: f32::from_bits(w1),
+            w2: f32::from_bits(w2),
             is_bilinear,
         }
     }
@@ -230,6 +230,12 @@ impl Taps {
         }
     }
 
+    /// The value of one or two finite cells: the second weight of a single one is zero.
+    #[inline(always)]
+    fn blend_finite(&self, v0: f32, v1: f32) -> f32 {
+        if self.is_bilinear { math::fma(self.w0, v0, self.w1 * v1) } else { math::fma(v1, self.w1, v0 * self.w0) }
+    }
+
     /// The value of any number of cells, in the order of the specification: zero weights multiply too.
     #[inline(always)]
     fn sum(&self, axis: &Axis, value: impl Fn(u32) -> f32) -> f32 {
@@ -238,12 +244,14 @@ impl Taps {
         while step < self.count {
             // Without antialias the product of the second cell is the one that is rounded.
             let j = if self.is_bilinear { self.count - 1 - step } else { step };
-            let weight = if self.count > 2 {
+            let weight = if self.count > 3 {
                 normalize(axis.filter(self.w1, j), self.w0)
-            } else if j == 0 {
-                self.w0
             } else {
-                self.w1
+                match j {
+                    0 => self.w0,
+                    1 => self.w1,
+                    _ => self.w2,
+                }
             };
             let cell = value((self.first + j).min(axis.n_in - 1));
             sum = if step == 0 { cell * weight } else { math::fma(cell, weight, sum) };
@@ -300,47 +308,34 @@ impl Window {
 }
 
 impl Window {
-    /// Cells of window column `c` from row `r` on, eight of them; zero outside the grid, below `row_end`, and in columns
+    /// Cells of window column `c` from row `r` on, eight of them; zero outside the grid, from `row_end` on, and in columns
     /// that the window has not. All loads are issued before the first is used.
+    ///
+    /// Callers: every lane of a warp, with 32 columns in a row.
     ///
     /// # Safety
     /// The mask tensor is what [`MaskArgs`] promises.
     #[inline(always)]
     pub unsafe fn octet(&self, r: u32, row_end: u32, c: u32, num_columns: u32) -> [f32; 8] {
-        let x = c as i32 + self.window_x;
+        let (x, y) = (c as i32 + self.window_x, r as i32 + self.window_y);
         let has_column = c < num_columns && (x as u32) < self.mask_w;
-        let cell = |i: u32, dtype: u32| {
-            let y = (r + i) as i32 + self.window_y;
-            if has_column && r + i < row_end && (y as u32) < self.mask_h {
-                let idx = self.first + (y as u32 * self.mask_w + x as u32) as usize;
-                // SAFETY: inside the grid.
-                unsafe { load_element(self.masks_at, dtype, idx) }
-            } else {
-                0.0
-            }
+        let has_rows = r + 8 <= row_end && y >= 0 && y + 8 <= self.mask_h as i32;
+        if self.dtype == DTYPE_F32 && has_rows {
+            let stride = 4 * self.mask_w as u64;
+            let idx = y as u32 * self.mask_w + if has_column { x as u32 } else { 0 };
+            let at = self.masks_at + 4 * (self.first as u64 + idx as u64);
+            let cell = |i: u64| {
+                // SAFETY: row and column are inside the grid.
+                let cell = unsafe { Global::<f32>::from_address(at + i * stride).load_nc(0) };
+                if has_column { cell } else { 0.0 }
+            };
+            return [cell(0), cell(1), cell(2), cell(3), cell(4), cell(5), cell(6), cell(7)];
+        }
+        let cell = |i: u32| {
+            // SAFETY: the caller vouches for the tensor.
+            if c < num_columns && r + i < row_end { unsafe { self.cell(r + i, c) } } else { 0.0 }
         };
-        // One branch for all eight.
-        match self.dtype {
-            DTYPE_F32 => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cell(i, DTYPE_F32)),
-            DTYPE_F16 => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cell(i, DTYPE_F16)),
-            _ => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cell(i, DTYPE_BF16)),
-        }
-    }
-
-    /// An output column's value in window row `r`: the horizontal pass.
-    ///
-    /// # Safety
-    /// The cells are inside the window.
-    #[inline(always)]
-    pub unsafe fn stretched(&self, geometry: &Geometry, column: &Taps, r: u32) -> f32 {
-        // SAFETY: the caller vouches for the cells.
-        unsafe {
-            if column.count <= 2 {
-                column.blend(self.cell(r, column.first), self.cell(r, column.second))
-            } else {
-                column.sum(&geometry.columns, |c| self.cell(r, c))
-            }
-        }
+        [cell(0), cell(1), cell(2), cell(3), cell(4), cell(5), cell(6), cell(7)]
     }
 
     /// Whether the pixel of an output column in content row `y` is foreground: the plain way, for any cells and taps.
@@ -354,6 +349,56 @@ impl Window {
             let row = geometry.row(y);
             row.sum(&geometry.rows, |r| column.sum(&geometry.columns, |c| self.cell(r, c))) > 0.0
         }
+    }
+}
+
+/// The cells of the window: in shared memory if they have room there, else in device memory.
+#[derive(Clone, Copy)]
+pub struct Cells {
+    /// Where they come from.
+    pub window: Window,
+    /// Row by row.
+    pub shared: Shared<f32>,
+    /// Whether they are in shared memory.
+    pub is_shared: bool,
+    /// Cells of a row.
+    pub num_columns: u32,
+}
+
+impl Cells {
+    /// # Safety
+    /// The cell is inside the window, and loaded if it is shared.
+    #[inline(always)]
+    unsafe fn at(&self, r: u32, c: u32) -> f32 {
+        // SAFETY: the caller vouches for the cell.
+        unsafe {
+            if self.is_shared { self.shared.load(r * self.num_columns + c) } else { self.window.cell(r, c) }
+        }
+    }
+
+    /// An output column's value in window row `r`: the horizontal pass, for columns of at most three cells, all finite.
+    ///
+    /// # Safety
+    /// The cells are inside the window, and loaded if they are shared.
+    #[inline(always)]
+    pub unsafe fn stretched(&self, column: &Taps, r: u32) -> f32 {
+        // SAFETY: the caller vouches for the cells.
+        unsafe {
+            let (first, second) = (self.at(r, column.first), self.at(r, column.second));
+            // The second weight of a single cell is zero, which changes no finite value.
+            let value = column.blend_finite(first, second);
+            if column.count == 3 { math::fma(self.at(r, column.first + 2), column.w2, value) } else { value }
+        }
+    }
+
+    /// The value of a pixel, for columns and rows of at most three cells, all finite.
+    ///
+    /// # Safety
+    /// As [`stretched`](Self::stretched); `y` is below the content's height.
+    #[inline(always)]
+    pub unsafe fn pixel(&self, geometry: &Geometry, column: &Taps, y: u32) -> f32 {
+        // SAFETY: the caller vouches for column and row.
+        unsafe { geometry.row(y).sum(&geometry.rows, |r| self.stretched(column, r)) }
     }
 }
 

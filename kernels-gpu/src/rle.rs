@@ -32,7 +32,7 @@ use rfdetr_post_core::packed::{
 };
 
 use crate::{
-    columns::{Geometry, HAS_EMPTY, HAS_IRREGULAR, Taps, Window},
+    columns::{Cells, Geometry, HAS_EMPTY, HAS_IRREGULAR, Taps, Window},
     masks::{self, Stats, Work},
     scan::{block_exclusive_add, div_ceil, div_rem, warp_inclusive_add},
     signs::{Signs, Span},
@@ -102,24 +102,19 @@ impl Encoder {
         let transitions = self.scratch.transitions;
         let mut base = 0;
         while base < len {
-            // Four in a row for each thread: one prefix sum then orders four times as many.
-            let first = base + 4 * tid;
+            // Two in a row for each thread: one prefix sum then orders twice as many.
+            let first = base + 2 * tid;
             let at = |i: u32| {
                 // SAFETY: three words before the window, then the window.
                 if first + i < len + 3 { unsafe { transitions.load(first + i) } } else { 0 }
             };
-            let [t0, t1, t2, t3, t4, t5, t6] = [0, 1, 2, 3, 4, 5, 6].map(at);
-            let coded = [
-                self.code(first, len, [t0, t1, t2, t3]),
-                self.code(first + 1, len, [t1, t2, t3, t4]),
-                self.code(first + 2, len, [t2, t3, t4, t5]),
-                self.code(first + 3, len, [t3, t4, t5, t6]),
-            ];
+            let [t0, t1, t2, t3, t4] = [0, 1, 2, 3, 4].map(at);
+            let coded = [self.code(first, len, [t0, t1, t2, t3]), self.code(first + 1, len, [t1, t2, t3, t4])];
             if self.is_string {
-                // SAFETY: the stage has room for 24 characters a thread and 15 left over.
+                // SAFETY: the stage has room for 6 characters a transition and 15 left over.
                 unsafe { self.write_text(coded) };
             }
-            base += 4 * block;
+            base += 2 * block;
         }
         self.num_counts += len;
         thread::sync_threads();
@@ -161,36 +156,33 @@ impl Encoder {
         (value, (32 - magnitude.leading_zeros() + 1).div_ceil(5))
     }
 
-    /// Appends four coded values behind those of the threads below; sends whole words on their way.
+    /// Appends two coded values behind those of the threads below; sends whole words on their way.
     ///
     /// # Safety
     /// Every thread of the block calls this; a value has at most 6 characters.
     #[track_caller]
     #[inline(always)]
-    unsafe fn write_text(&mut self, coded: [(i32, u32); 4]) {
+    unsafe fn write_text(&mut self, coded: [(i32, u32); 2]) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
         let (stage, stage_words) = (self.scratch.stage, self.scratch.stage_words);
         // SAFETY: barriers separate the uses of scan scratch and stage; the payload is not written past its capacity.
         unsafe {
-            let [(_, n0), (_, n1), (_, n2), (_, n3)] = coded;
-            let (before, total) = block_exclusive_add(n0 + n1 + n2 + n3, masks::scratch());
+            let [(first, first_len), (second, second_len)] = coded;
+            let (before, total) = block_exclusive_add(first_len + second_len, masks::scratch());
             let mut at = self.staged + before;
-            let mut write = |(value, num_chars): (i32, u32)| {
-                let mut rest = value;
-                let mut left = num_chars;
-                while left > 0 {
-                    left -= 1;
-                    let more = if left > 0 { 32 } else { 0 };
-                    stage.store(at, (48 + (rest & 31) + more) as u8);
-                    rest >>= 5;
-                    at += 1;
+            let (mut rest, mut left, mut is_second) = (first, first_len, false);
+            // One loop for both.
+            while !is_second || left > 0 {
+                if left == 0 {
+                    (rest, left, is_second) = (second, second_len, true);
+                    continue;
                 }
-            };
-            let [c0, c1, c2, c3] = coded;
-            write(c0);
-            write(c1);
-            write(c2);
-            write(c3);
+                left -= 1;
+                let more = if left > 0 { 32 } else { 0 };
+                stage.store(at, (48 + (rest & 31) + more) as u8);
+                rest >>= 5;
+                at += 1;
+            }
             thread::sync_threads();
             let len = self.staged + total;
             let num_words = len / 16;
@@ -398,7 +390,22 @@ unsafe fn load(args: &MaskArgs, image: u32, copies: bool) -> Signs {
         let rows = Span { start: 0, end: geometry.record.window_h };
         let words = has_room(&args.rle, &geometry.record).then_some(args.rle.signs_offset);
         let odd = Shared::<u32>::at(layout::ODD);
-        Signs::load(&window, rows, rows, geometry.record.window_w, words, odd, masks::counters())
+        Signs::load(&cells(&args.rle, &geometry.record, window), rows, rows, words, odd, masks::counters())
+    }
+}
+
+/// The cells of a mask, in shared memory if they have room.
+///
+/// # Safety
+/// The block has the shared memory of `rle`.
+#[inline(always)]
+unsafe fn cells(rle: &RleLayout, record: &ImageRecord, window: Window) -> Cells {
+    Cells {
+        window,
+        // SAFETY: the caller vouches for it.
+        shared: unsafe { Shared::at(rle.cells_offset) },
+        is_shared: record.window_w * record.window_h <= rle.num_cells,
+        num_columns: record.window_w,
     }
 }
 
@@ -438,7 +445,7 @@ impl Mask<'_> {
             let has_room = has_room(&args.rle, &record);
             Columns {
                 geometry,
-                window: Window::new(args, &record, self.image, masks::kept_query()),
+                cells: cells(&args.rle, &record, Window::new(args, &record, self.image, masks::kept_query())),
                 signs: self.signs,
                 crossings: Shared::at(args.rle.crossings_offset),
                 num_crossing_words: args.rle.num_crossing_words,
@@ -479,10 +486,24 @@ impl Place {
     }
 }
 
+/// What [`Columns::store_crossings`] found in a column.
+struct Found {
+    /// Changes of state, from background above the first row on.
+    count: u32,
+    /// First state.
+    top: bool,
+    /// Last state.
+    bottom: bool,
+    /// Whether any row is foreground.
+    any: bool,
+    /// The column must be evaluated pixel by pixel; the rest means nothing.
+    is_odd: bool,
+}
+
 /// The columns of one mask.
 struct Columns {
     geometry: Geometry,
-    window: Window,
+    cells: Cells,
     signs: Signs,
     crossings: Shared<u32>,
     num_crossing_words: u32,
@@ -564,16 +585,25 @@ impl Columns {
         unsafe {
             let column = self.geometry.column(x);
             let mut is_odd = !self.is_fast;
-            if self.is_fast && is_looked_at {
-                is_odd = self.store_signs(tile, &column);
-            }
-            let is_odd = warp::warp_vote_any(FULL_MASK, is_odd);
             // The column's changes from background, its first and its last state.
             let (mut count, mut top, mut bottom) = (0, false, false);
+            if self.is_fast && is_looked_at {
+                let found = self.store_crossings(tile, &column);
+                (count, top, bottom, is_odd) = (found.count, found.top, found.bottom, found.is_odd);
+                if found.any && is_column {
+                    // Rows come with the positions, but for those that have none.
+                    let (first, last) = (record.offset_y, record.offset_y + record.content_h);
+                    let at = record.offset_x + x;
+                    let (low, high) = (if top { first } else { u32::MAX }, if bottom { last } else { 0 });
+                    stats.add(0, [at, low, at + 1, high]);
+                }
+            }
+            let is_odd = warp::warp_vote_any(FULL_MASK, is_odd);
             if is_odd {
+                (count, top, bottom) = (0, false, false);
                 let mut y = if is_column { 0 } else { record.content_h - 1 };
                 while is_looked_at && y < record.content_h {
-                    let state = self.window.is_foreground(&self.geometry, &column, y);
+                    let state = self.cells.window.is_foreground(&self.geometry, &column, y);
                     if state && is_column {
                         let at = (record.offset_x + x, record.offset_y + y);
                         stats.add(0, [at.0, at.1, at.0 + 1, at.1 + 1]);
@@ -583,39 +613,16 @@ impl Columns {
                     bottom = state;
                     y += 1;
                 }
-            } else if is_looked_at {
-                let last = record.window_h - 1;
-                top = self.crossings.load(self.crossing_idx(tile, 0)) & 1 != 0;
-                bottom = self.crossings.load(self.crossing_idx(tile, last / 32)) >> (last % 32) & 1 != 0;
             }
             let bottoms = warp::warp_vote_ballot(FULL_MASK, bottom);
             let before = self.joins && bottoms << 1 >> lane & 1 != 0;
-            let ends = bottom && self.ends_at_bottom(x);
+            // The first row was compared with background.
+            count = count + (top != before) as u32 - top as u32 + (bottom && self.ends_at_bottom(x)) as u32;
             if is_odd {
-                // The first row was compared with background.
-                count = count + (top != before) as u32 - top as u32 + ends as u32;
                 self.crossings.store(self.odd_idx(tile), count);
-            } else if is_column {
-                let (mut state, mut any) = (before as u32, 0);
-                let mut k = 0;
-                while k < self.signs.num_words {
-                    let idx = self.crossing_idx(tile, k);
-                    let signs = self.crossings.load(idx);
-                    let crossings = (signs ^ (signs << 1 | state)) & self.row_bits(k);
-                    self.crossings.store(idx, crossings);
-                    count += crossings.count_ones();
-                    state = signs >> 31;
-                    any |= signs;
-                    k += 1;
-                }
-                count += ends as u32;
-                if any != 0 {
-                    // Rows come with the positions, but for those that have none.
-                    let (first, last) = (record.offset_y, record.offset_y + record.content_h);
-                    let at = record.offset_x + x;
-                    let (low, high) = (if top { first } else { u32::MAX }, if bottom { last } else { 0 });
-                    stats.add(0, [at, low, at + 1, high]);
-                }
+            } else if before && is_column {
+                let idx = self.crossing_idx(tile, 0);
+                self.crossings.store(idx, self.crossings.load(idx) ^ 1);
             }
             let total = warp::warp_reduce_add(FULL_MASK, if is_column { count } else { 0 });
             (total, warp::warp_vote_ballot(FULL_MASK, before), is_odd)
@@ -636,118 +643,128 @@ impl Columns {
         if left >= 32 { u32::MAX } else { (1 << left) - 1 }
     }
 
-    /// Stores the signs of a column in the window's rows, without those that no output row shows. True if the column must
-    /// be evaluated pixel by pixel.
+    /// Stores where the signs of a column change, as if above it were background, without the changes that no output row
+    /// shows.
     ///
     /// # Safety
     /// As [`Columns::count`].
     #[inline(always)]
-    unsafe fn store_signs(&self, tile: u32, column: &Taps) -> bool {
+    unsafe fn store_crossings(&self, tile: u32, column: &Taps) -> Found {
         let num_words = self.signs.num_words;
-        let mut is_odd = false;
+        let last = self.geometry.record.window_h - 1;
         // SAFETY: the caller vouches for tile and column; groups are those of window rows.
         unsafe {
-            let mut any = 0;
+            let mut found = Found { count: 0, top: false, bottom: false, any: false, is_odd: self.signs.is_odd(column) };
+            if found.is_odd {
+                return found;
+            }
+            // The word before, this one and the next; of the word before, also what of it is shown.
+            let (mut before, mut word, mut shown_before) = (0, 0, 0);
             let mut k = 0;
-            while k < num_words {
-                let (signs, odd) = self.signs.column(&self.geometry, &self.window, column, k);
-                self.crossings.store(self.crossing_idx(tile, k), signs);
-                any |= signs;
-                is_odd |= odd;
+            while k <= num_words {
+                let mut next = 0;
+                if k < num_words {
+                    let (signs, is_tiny) = self.signs.column(&self.cells, column, k);
+                    next = signs;
+                    found.is_odd |= is_tiny;
+                }
+                if k > 0 {
+                    let rows = self.row_bits(k - 1);
+                    // Rows that differ from both neighbors, but for the first and the last, which show.
+                    let below = word >> 1 | next << 31;
+                    let mut islands = (word ^ (word << 1 | before >> 31)) & (word ^ below) & rows;
+                    if k == 1 {
+                        islands &= !1;
+                    }
+                    if k - 1 == last / 32 {
+                        islands &= !(1 << (last % 32));
+                    }
+                    let mut shown = word;
+                    if islands != 0 {
+                        shown ^= self.hidden(column, 32 * (k - 1), islands, word);
+                    }
+                    if self.has_irregular {
+                        let changes = word ^ below;
+                        // Bits of the word's rows and of two below.
+                        let asked = changes | changes >> 1 | (next ^ next >> 1) << 31;
+                        found.is_odd |= !self.is_monotone(column, 32 * (k - 1), asked & rows, word, below);
+                    }
+                    let crossings = (shown ^ (shown << 1 | shown_before >> 31)) & rows;
+                    self.crossings.store(self.crossing_idx(tile, k - 1), crossings);
+                    found.count += crossings.count_ones();
+                    found.any |= shown != 0;
+                    found.top |= k == 1 && shown & 1 != 0;
+                    found.bottom = shown >> (last % 32) & 1 != 0;
+                    shown_before = shown;
+                }
+                (before, word) = (word, next);
                 k += 1;
             }
-            if any == 0 || is_odd {
-                return is_odd;
-            }
-            let last = self.geometry.record.window_h - 1;
-            let (mut before, mut word) = (0, self.crossings.load(self.crossing_idx(tile, 0)));
-            let mut k = 0;
-            while k < num_words {
-                let next =
-                    if k + 1 < num_words { self.crossings.load(self.crossing_idx(tile, k + 1)) } else { word >> 31 };
-                let (above, below) = (word << 1 | before, word >> 1 | next << 31);
-                // Rows that differ from both neighbors. The first and the last row show.
-                let mut islands = (word ^ above) & (word ^ below) & self.row_bits(k);
-                if k == 0 {
-                    islands &= !1;
-                }
-                if k == last / 32 {
-                    islands &= !(1 << (last % 32));
-                }
-                let mut irregular = 0;
-                if self.has_irregular {
-                    let changes = word ^ below;
-                    irregular = self.irregular_groups(k, changes | changes >> 1 | (next ^ next >> 1) << 31);
-                }
-                let mut shown = word;
-                while islands | irregular != 0 {
-                    let is_island = islands != 0;
-                    let bits = if is_island { &mut islands } else { &mut irregular };
-                    let bit = bits.trailing_zeros();
-                    *bits &= *bits - 1;
-                    let r = 32 * k + bit - is_island as u32;
-                    // An island shows in the row above its group's first or in that row. An irregular group is looked at
-                    // in its last row, and in the one above.
-                    let end = self.geometry.group_end(r) & !GROUP_IS_IRREGULAR;
-                    let start = if r > 0 { self.geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR } else { 0 };
-                    let mut states = 0;
-                    let mut i = 0;
-                    while i < 2 {
-                        let y = if is_island { end - 1 + i } else { (end - 2 + i).max(start) };
-                        states |= (self.window.is_foreground(&self.geometry, column, y) as u32) << i;
-                        i += 1;
-                    }
-                    let sign = word >> bit & 1;
-                    if is_island {
-                        if states == if sign == 0 { 3 } else { 0 } {
-                            shown ^= 1 << bit;
-                        }
-                    } else {
-                        is_odd |= !self.is_monotone(tile, r, end - start > 1, states);
-                    }
-                }
-                if shown != word {
-                    self.crossings.store(self.crossing_idx(tile, k), shown);
-                }
-                (before, word) = (word >> 31, next);
-                k += 1;
-            }
+            found
         }
-        is_odd
     }
 
-    /// The irregular groups of word `k`, of those in `asked`.
+    /// Of the rows `islands` of a word that begins with window row `first_row`, those that no output row shows. An island
+    /// shows in the output row above its own group, or in the first of its group.
     ///
     /// # Safety
     /// As [`Columns::count`].
     #[inline(always)]
-    unsafe fn irregular_groups(&self, k: u32, asked: u32) -> u32 {
-        let (mut rest, mut found) = (asked, 0);
+    unsafe fn hidden(&self, column: &Taps, first_row: u32, islands: u32, word: u32) -> u32 {
+        let (mut rest, mut hidden) = (islands, 0);
         while rest != 0 {
-            let r = 32 * k + rest.trailing_zeros();
-            // SAFETY: groups are those of window rows that have one below.
-            unsafe {
-                if r + 1 < self.geometry.record.window_h && self.geometry.group_end(r) & GROUP_IS_IRREGULAR != 0 {
-                    found |= rest & rest.wrapping_neg();
-                }
-            }
+            let bit = rest.trailing_zeros();
             rest &= rest - 1;
+            // SAFETY: an island has window rows above and below, and every group has output rows.
+            unsafe {
+                let y = self.geometry.group_end(first_row + bit - 1) & !GROUP_IS_IRREGULAR;
+                let is_positive = word >> bit & 1 != 0;
+                let is_shown = (self.cells.pixel(&self.geometry, column, y - 1) > 0.0) == is_positive
+                    || (self.cells.pixel(&self.geometry, column, y) > 0.0) == is_positive;
+                hidden |= (!is_shown as u32) << bit;
+            }
         }
-        found
+        hidden
     }
 
-    /// Whether the rows of an irregular group have the states that the signs of its window rows say: the first's, then the
-    /// second's. Its last row has three cells, the third with next to no weight. `states` are those of the last two rows
-    /// (the last in bit 1), or twice the last row's if the group `has_two` not.
+    /// Whether the rows of the irregular groups among `asked` have the states that the signs of their window rows say: the
+    /// first's (`word`), then the second's (`below`). The last row of such a group has three cells, the third with next to
+    /// no weight.
     ///
     /// # Safety
-    /// As [`Columns::count`]; the column's signs are stored.
+    /// As [`Columns::count`].
     #[inline(always)]
-    unsafe fn is_monotone(&self, tile: u32, r: u32, has_two: bool, states: u32) -> bool {
-        // SAFETY: window rows.
-        let sign = |r: u32| unsafe { self.crossings.load(self.crossing_idx(tile, r / 32)) >> (r % 32) & 1 };
-        let (from, to, last, last_but_one) = (sign(r), sign(r + 1), states >> 1, states & 1);
-        last == to || from != to && (!has_two || last_but_one == from)
+    unsafe fn is_monotone(&self, column: &Taps, first_row: u32, asked: u32, word: u32, below: u32) -> bool {
+        let (mut rest, mut is_monotone) = (asked, true);
+        while rest != 0 {
+            let bit = rest.trailing_zeros();
+            rest &= rest - 1;
+            let r = first_row + bit;
+            // SAFETY: rows of the group, which has a window row below.
+            unsafe {
+                let end = self.geometry.group_end(r);
+                if r + 1 == self.geometry.record.window_h || end & GROUP_IS_IRREGULAR == 0 {
+                    continue;
+                }
+                let (end, start) = (end & !GROUP_IS_IRREGULAR, self.group_start(r));
+                let (from, to) = (word >> bit & 1 != 0, below >> bit & 1 != 0);
+                let last = self.cells.pixel(&self.geometry, column, end - 1) > 0.0;
+                let is_first = end - 1 == start;
+                is_monotone &= last == to
+                    || from != to && (is_first || (self.cells.pixel(&self.geometry, column, end - 2) > 0.0) == from);
+            }
+        }
+        is_monotone
+    }
+
+    /// First output row of the group of window row `r`.
+    ///
+    /// # Safety
+    /// `r` is below the window's height.
+    #[inline(always)]
+    unsafe fn group_start(&self, r: u32) -> u32 {
+        // SAFETY: the caller vouches for the row.
+        unsafe { if r > 0 { self.geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR } else { 0 } }
     }
 
     /// Places those transitions of a tile that are in a window. `first` and `carry` are what was counted.
@@ -800,7 +817,7 @@ impl Columns {
             if is_odd {
                 let mut y = 0;
                 while y < record.content_h {
-                    if self.window.is_foreground(&self.geometry, &column, y) != state {
+                    if self.cells.window.is_foreground(&self.geometry, &column, y) != state {
                         state = !state;
                         place.at(idx, base + y);
                         idx += 1;
@@ -847,17 +864,16 @@ impl Columns {
             let end = self.geometry.group_end(r - 1);
             let is_irregular = end & GROUP_IS_IRREGULAR != 0;
             let mut high = end & !GROUP_IS_IRREGULAR;
-            let mut low = if r > 1 { self.geometry.group_end(r - 2) & !GROUP_IS_IRREGULAR } else { 0 };
-            let above = self.window.stretched(&self.geometry, column, r - 1);
-            let below = self.window.stretched(&self.geometry, column, r);
+            let mut low = self.group_start(r - 1);
+            let (above, below) = (self.cells.stretched(column, r - 1), self.cells.stretched(column, r));
             while low < high {
                 let middle = (low + high) / 2;
-                let is_there = if is_irregular {
-                    self.window.is_foreground(&self.geometry, column, middle)
+                let value = if is_irregular {
+                    self.cells.pixel(&self.geometry, column, middle)
                 } else {
-                    self.geometry.blend_rows(middle, above, below) > 0.0
+                    self.geometry.blend_rows(middle, above, below)
                 };
-                if is_there == state {
+                if (value > 0.0) == state {
                     high = middle;
                 } else {
                     low = middle + 1;

@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Fours of logits that a thread has in flight.
-const UNROLL: u32 = 4;
+const UNROLL: u32 = 8;
 
 /// Words of the counters.
 const LIST_LEN: u32 = 0;
@@ -64,6 +64,8 @@ struct Candidates {
     uses_torch: bool,
     /// Logits can be loaded four at a time.
     is_vector: bool,
+    /// Finite logits below this are no hits.
+    low: f32,
     min_logit: f32,
     min_threshold: f32,
 }
@@ -83,30 +85,36 @@ impl Candidates {
     }
 
     /// Whether a logit may be a hit, or is counted for the health record.
-    #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the negation is what lets NaN through")]
     #[inline(always)]
     fn is_interesting(&self, logit: f32) -> bool {
-        // True for NaN, and for every logit if the bound is NaN.
-        self.uses_torch || !(logit < self.min_logit) || logit == f32::NEG_INFINITY
+        // True for NaN, and for every logit if the bound is NaN or minus infinity.
+        !(logit >= f32::MIN && logit < self.low)
     }
 
-    /// Four logits from pair `4 * v` on; zeros behind the last pair.
+    /// The interesting ones of four logits from pair `4 * v` on.
+    ///
+    /// # Safety
+    /// As [`select`]; the logits are a vector.
+    #[inline(always)]
+    unsafe fn load_four(&self, v: u32) -> [f32; 4] {
+        if 4 * v >= self.num_pairs {
+            return [0.0; 4];
+        }
+        // SAFETY: the pairs are of this image, whose number is a multiple of four.
+        unsafe { Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize) }
+    }
+
+    /// A logit; zero behind the last pair.
     ///
     /// # Safety
     /// As [`select`].
     #[inline(always)]
-    unsafe fn load_four(&self, v: u32) -> [f32; 4] {
-        let k = 4 * v;
-        // SAFETY: every pair that is read is one of this image.
-        unsafe {
-            if self.is_vector && k < self.num_pairs {
-                return Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize);
-            }
-            let load = |k: u32| {
-                if k < self.num_pairs { load_element(self.logits_at, self.dtype, self.first + k as usize) } else { 0.0 }
-            };
-            [load(k), load(k + 1), load(k + 2), load(k + 3)]
+    unsafe fn load(&self, k: u32) -> f32 {
+        if k >= self.num_pairs {
+            return 0.0;
         }
+        // SAFETY: the pair is one of this image.
+        unsafe { load_element(self.logits_at, self.dtype, self.first + k as usize) }
     }
 
     /// Calls `visit(k, logit, exists)` for every pair that may be a hit, and for some others, in all lanes of a warp
@@ -117,48 +125,39 @@ impl Candidates {
     #[inline(always)]
     unsafe fn for_each(&self, mut visit: impl FnMut(u32, f32, bool)) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let num_fours = self.num_pairs.div_ceil(4);
+        let num_loads = if self.is_vector { self.num_pairs / 4 } else { self.num_pairs };
         let mut base = 0;
-        while base < num_fours {
+        while base < num_loads {
             // All loads are issued before the first is used. Written out: an array would have to be indexed.
             let v = base + tid;
-            // SAFETY: the caller vouches for the logits.
-            let (x0, x1, x2, x3) = unsafe {
-                (
-                    self.load_four(v),
-                    self.load_four(v + block),
-                    self.load_four(v + 2 * block),
-                    self.load_four(v + 3 * block),
-                )
-            };
-            let mut i = 0;
-            while i < UNROLL {
-                let [a, b, c, d] = match i {
-                    0 => x0,
-                    1 => x1,
-                    2 => x2,
-                    _ => x3,
+            let interesting = |logit: f32, bit: u32| (self.is_interesting(logit) as u32) << bit;
+            let mut interesting = if self.is_vector {
+                let four = |[a, b, c, d]: [f32; 4], bit: u32| {
+                    interesting(a, bit) | interesting(b, bit + 1) | interesting(c, bit + 2) | interesting(d, bit + 3)
                 };
-                let k = 4 * (v + i * block);
-                let any = self.is_interesting(a)
-                    || self.is_interesting(b)
-                    || self.is_interesting(c)
-                    || self.is_interesting(d);
-                // Nearly always nobody has anything, and four logits cost four comparisons.
-                if warp::warp_vote_any(FULL_MASK, any && k < self.num_pairs) {
-                    let mut j = 0;
-                    while j < 4 {
-                        let logit = match j {
-                            0 => a,
-                            1 => b,
-                            2 => c,
-                            _ => d,
-                        };
-                        visit(k + j, logit, k + j < self.num_pairs);
-                        j += 1;
-                    }
-                }
-                i += 1;
+                // SAFETY: the caller vouches for the logits.
+                let load = |i: u32| unsafe { self.load_four(v + i * block) };
+                let (x0, x1, x2, x3, x4, x5, x6, x7) =
+                    (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
+                let low = four(x0, 0) | four(x1, 4) | four(x2, 8) | four(x3, 12);
+                low | four(x4, 16) | four(x5, 20) | four(x6, 24) | four(x7, 28)
+            } else {
+                // SAFETY: the caller vouches for the logits.
+                let load = |i: u32| unsafe { self.load(v + i * block) };
+                let (x0, x1, x2, x3, x4, x5, x6, x7) =
+                    (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
+                let low = interesting(x0, 0) | interesting(x1, 1) | interesting(x2, 2) | interesting(x3, 3);
+                low | interesting(x4, 4) | interesting(x5, 5) | interesting(x6, 6) | interesting(x7, 7)
+            };
+            // Nearly always nobody has anything. What somebody has is loaded again: the code to pick it out of
+            // registers would be larger than everything else here, and a cold kernel waits for its code.
+            while warp::warp_vote_any(FULL_MASK, interesting != 0) {
+                let bit = interesting.trailing_zeros() % 32;
+                let k = if self.is_vector { 4 * (v + bit / 4 * block) + bit % 4 } else { v + bit * block };
+                let exists = interesting != 0 && k < self.num_pairs;
+                interesting &= interesting.wrapping_sub(1);
+                // SAFETY: as above.
+                visit(k, if exists { unsafe { self.load(k) } } else { 0.0 }, exists);
             }
             base += UNROLL * block;
         }
@@ -196,6 +195,7 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
             && (args.logits_at + 4 * first as u64).is_multiple_of(16),
         num_pairs,
         uses_torch: args.flags & FLAG_TORCH_SCORE != 0,
+        low: if args.flags & FLAG_TORCH_SCORE != 0 { f32::NEG_INFINITY } else { args.min_logit },
         min_logit: args.min_logit,
         min_threshold: args.min_threshold,
     };

@@ -14,7 +14,7 @@
 //! with cells that are not ordinary, are *odd*: they are evaluated pixel by pixel.
 
 use crate::{
-    columns::{Geometry, Taps, Window},
+    columns::{Cells, Taps},
     scan::div_rem,
     simt::{
         shared::Shared,
@@ -44,6 +44,9 @@ pub struct Span {
 const FIRST_COLUMN: u32 = 0;
 const COLUMN_END: u32 = 1;
 const NONFINITE: u32 = 2;
+const HAS_ODD: u32 = 3;
+/// All of them.
+const NUM_COUNTERS: u32 = 4;
 
 /// What the cells of a rectangle of the window come to.
 #[derive(Clone, Copy)]
@@ -58,19 +61,21 @@ pub struct Signs {
     pub live: Span,
     /// Cells that are not finite, of the rows that are counted.
     pub nonfinite: u32,
+    /// Some columns have cells that are not ordinary.
+    has_odd: bool,
 }
 
 impl Signs {
     /// Readies the counters and the words of the odd columns. A barrier is owed before [`load`](Self::load).
     ///
     /// # Safety
-    /// `counters` has three words, `odd` one for each 32 columns of any window to come.
+    /// `counters` has four words, `odd` one for each 32 columns of any window to come.
     #[inline(always)]
     pub unsafe fn reset(counters: Shared<u32>, odd: Shared<u32>, num_odd_words: u32) {
         let tid = thread::thread_idx_x();
         // SAFETY: the caller vouches for the words.
         unsafe {
-            if tid < 3 {
+            if tid < NUM_COUNTERS {
                 counters.store(tid, if tid == FIRST_COLUMN { u32::MAX } else { 0 });
             }
             let mut word = tid;
@@ -81,28 +86,27 @@ impl Signs {
         }
     }
 
-    /// Loads the cells of `rows` and of all `num_columns` columns of the window; of the rows `counted`, counts those that
-    /// are not finite. Without `words` only counts.
+    /// Loads the cells of `rows` and of all columns of the window, into shared memory too if they have room there; of the
+    /// rows `counted`, counts those that are not finite. Without `words` only counts.
     ///
     /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier; valid in all threads. A barrier is
     /// owed before the next `reset`. Cost: one barrier; eight loads a thread in flight.
     ///
     /// # Safety
-    /// `words` has `num_columns` times the rows' words, `odd` a word for each 32 columns, `counters` three words; the rows
-    /// lie inside the window.
+    /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` four words; the rows lie
+    /// inside the window, and start it if the cells are shared.
     #[track_caller]
     #[inline(always)]
     pub unsafe fn load(
-        window: &Window,
+        cells: &Cells,
         rows: Span,
         counted: Span,
-        num_columns: u32,
         words: Option<u32>,
         odd: Shared<u32>,
         counters: Shared<u32>,
     ) -> Self {
         let (lane, num_warps) = (warp::lane_id(), thread::block_dim_x() / 32);
-        let num_rows = rows.end - rows.start;
+        let (num_columns, num_rows) = (cells.num_columns, rows.end - rows.start);
         let num_words = num_rows.div_ceil(32);
         let (num_octets, num_tiles) = (num_rows.div_ceil(8), num_columns.div_ceil(32));
         // SAFETY: the caller gave the words.
@@ -113,19 +117,20 @@ impl Signs {
             let (octet, tile) = unsafe { div_rem(item, num_tiles) };
             let (r, c) = (rows.start + 8 * octet, 32 * tile + lane);
             // SAFETY: the mask tensor is what the window was made of.
-            let cells = unsafe { window.octet(r, rows.end, c, num_columns) };
-            let (mut positive, mut is_odd, mut nonfinite) = (0, false, 0);
+            let octet_cells = unsafe { cells.window.octet(r, rows.end, c, num_columns) };
+            let (mut positive, mut is_odd) = (0, false);
             let mut visit = |i: u32, cell: f32| {
-                if cell > 0.0 {
-                    positive |= 1 << i;
-                    is_odd |= cell < SMALLEST;
+                positive |= ((cell > 0.0) as u32) << i;
+                // In one comparison each: positive and below the smallest; above the largest, or NaN.
+                is_odd |= cell.to_bits().wrapping_sub(1) < SMALLEST.to_bits() - 1;
+                is_odd |= cell.to_bits() & 0x7fff_ffff > LARGEST.to_bits();
+                if cells.is_shared && c < num_columns && r + i < rows.end {
+                    // SAFETY: a cell of the window.
+                    unsafe { cells.shared.store((r + i) * num_columns + c, cell) };
                 }
-                // NaN is not below the largest either.
-                is_odd |= !(cell.abs() <= LARGEST);
-                nonfinite += (!cell.is_finite() && counted.start <= r + i && r + i < counted.end) as u32;
             };
             // Written out: an iterator over the array would index it.
-            let [c0, c1, c2, c3, c4, c5, c6, c7] = cells;
+            let [c0, c1, c2, c3, c4, c5, c6, c7] = octet_cells;
             visit(0, c0);
             visit(1, c1);
             visit(2, c2);
@@ -156,9 +161,19 @@ impl Signs {
                 if odd_lanes != 0 {
                     if lane == 0 {
                         odd.fetch_or(tile, odd_lanes);
+                        counters.fetch_or(HAS_ODD, 1);
                     }
-                    if nonfinite > 0 {
-                        counters.fetch_add(NONFINITE, nonfinite);
+                    let mut i = 0;
+                    while i < 8 {
+                        let row = r + i;
+                        if c < num_columns
+                            && counted.start <= row
+                            && row < counted.end
+                            && !cells.window.cell(row, c).is_finite()
+                        {
+                            counters.fetch_add(NONFINITE, 1);
+                        }
+                        i += 1;
                     }
                 }
                 if live_lanes != 0 && lane == 0 {
@@ -170,57 +185,61 @@ impl Signs {
         }
         thread::sync_threads();
         // SAFETY: written before the barrier.
-        let (live, nonfinite) = unsafe {
+        let (live, nonfinite, has_odd) = unsafe {
             (
                 Span { start: counters.load(FIRST_COLUMN), end: counters.load(COLUMN_END) },
                 counters.load(NONFINITE),
+                counters.load(HAS_ODD) != 0,
             )
         };
-        Self { words, odd, num_words, first_row: rows.start, live, nonfinite }
+        Self { words, odd, num_words, first_row: rows.start, live, nonfinite, has_odd }
     }
 
-    /// Whether the window's column `c` has cells that are not ordinary.
+    /// Whether an output column has cells that are not ordinary, or more than three.
     ///
     /// # Safety
-    /// The column is inside the window.
+    /// The column's cells are inside the window.
     #[inline(always)]
-    unsafe fn is_odd(&self, c: u32) -> bool {
+    pub unsafe fn is_odd(&self, column: &Taps) -> bool {
+        if !self.has_odd || column.count > 3 {
+            return column.count > 3;
+        }
         // SAFETY: the caller vouches for the column.
-        unsafe { self.odd.load(c / 32) >> (c % 32) & 1 != 0 }
+        let is_odd = |c: u32| unsafe { self.odd.load(c / 32) >> (c % 32) & 1 != 0 };
+        is_odd(column.first) || is_odd(column.second) || column.count == 3 && is_odd(column.first + 2)
     }
 
-    /// Signs of an output column in the 32 window rows of word `k`, after the horizontal pass; and whether one of them is
-    /// odd, in which case the bits mean nothing.
+    /// Signs of an output column in the 32 window rows of word `k`, after the horizontal pass; and whether a value is too
+    /// small for the vertical one. The column is not odd.
     ///
     /// # Safety
     /// The column's cells are inside the window, `k` is below `num_words`, and the signs were loaded.
     #[inline(always)]
-    pub unsafe fn column(&self, geometry: &Geometry, window: &Window, column: &Taps, k: u32) -> (u32, bool) {
+    pub unsafe fn column(&self, cells: &Cells, column: &Taps, k: u32) -> (u32, bool) {
         // SAFETY: the caller vouches for the column; bits are set only in rows that were loaded.
         unsafe {
             let at = |c: u32| self.words.load(c * self.num_words + k);
             let (first, second) = (at(column.first), at(column.second));
-            let mut is_odd = self.is_odd(column.first) || self.is_odd(column.second);
             let (mut all, mut any) = (first & second, first | second);
-            let mut j = 2;
-            while j < column.count {
-                let c = column.first + j;
-                all &= at(c);
-                any |= at(c);
-                is_odd |= self.is_odd(c);
-                j += 1;
+            if column.count == 3 {
+                let third = at(column.first + 2);
+                all &= third;
+                any |= third;
             }
-            let mut mixed = all ^ any;
+            let first_row = self.first_row + 32 * k;
+            let (mut mixed, mut is_tiny) = (all ^ any, false);
             while mixed != 0 {
-                let bit = mixed.trailing_zeros();
-                let value = window.stretched(geometry, column, self.first_row + 32 * k + bit);
-                if value > 0.0 {
-                    all |= 1 << bit;
-                    is_odd |= value < TINY;
-                }
+                // Two at a time: their loads do not wait for each other.
+                let one = mixed.trailing_zeros();
                 mixed &= mixed - 1;
+                let other = if mixed != 0 { mixed.trailing_zeros() } else { one };
+                mixed &= mixed.wrapping_sub(1);
+                let (value, other_value) =
+                    (cells.stretched(column, first_row + one), cells.stretched(column, first_row + other));
+                all |= ((value > 0.0) as u32) << one | ((other_value > 0.0) as u32) << other;
+                is_tiny |= value > 0.0 && value < TINY || other_value > 0.0 && other_value < TINY;
             }
-            (all, is_odd)
+            (all, is_tiny)
         }
     }
 }

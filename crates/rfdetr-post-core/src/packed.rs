@@ -283,8 +283,8 @@ pub struct SelectArgs {
 
 /// Layout of the axis tables of one image, in 16-byte entries from the image's start.
 ///
-/// Columns: `[content_w]` entries, rows: `[content_h]` entries, each `[first, count, w0, w1]` (for more than two taps
-/// `[first, count, total, distance]`); then the row groups: `[window_h]` words, the end of each group of output rows.
+/// Columns: `[content_w]` entries, rows: `[content_h]` entries, each `[first | count << 16, w0, w1, w2]` (for more than three
+/// taps `[first | count << 16, total, distance, 0]`); then the row groups: `[window_h]` words, the end of each group of output rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -356,7 +356,7 @@ pub struct MaskArgs {
     /// Shared memory of `rfdetr_masks_rle`.
     pub rle: RleLayout,
     /// Unused.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
     /// The records of small batches.
     pub records: [ImageRecord; INLINE_IMAGES],
 }
@@ -386,6 +386,10 @@ pub struct RleLayout {
     pub groups_offset: u32,
     /// Window rows whose groups have room.
     pub num_groups: u32,
+    /// A mask's cells.
+    pub cells_offset: u32,
+    /// Cells that have room; masks with more are read from device memory again.
+    pub num_cells: u32,
     /// Signs of a mask's cells, a bit a cell.
     pub signs_offset: u32,
     /// Their words.
@@ -426,7 +430,7 @@ pub mod shared {
         use super::super::{MAX_BATCH, MAX_IMAGE_SIDE, MAX_MASK_SIDE};
 
         /// Largest block of the mask kernels.
-        pub const MAX_THREADS: u32 = 512;
+        pub const MAX_THREADS: u32 = 1024;
         /// Columns of a tile: a warp's, without the lane that looks at the column before.
         pub const TILE: u32 = 31;
         /// Tiles that are counted at a time.

@@ -46,8 +46,6 @@ pub struct PlanSpec {
 
 /// Shared memory that every supported device has for a block.
 pub const MIN_SHARED_BYTES: u32 = 64 << 10;
-/// More shared memory than this gains nothing, and leaves less to the caches and to a second block.
-const MAX_SHARED_BYTES: u32 = 104 << 10;
 /// Transitions that the run-length kernel encodes at a time: at least.
 const MIN_WINDOW: u32 = 1024;
 /// And where there is room.
@@ -78,7 +76,7 @@ impl DeviceLimits {
         Self {
             num_multiprocessors,
             select_threads: 1024,
-            rle_threads: 512,
+            rle_threads: 1024,
             mask_threads: 128,
             mask_blocks_per_multiprocessor: 4,
             max_shared_bytes: MIN_SHARED_BYTES,
@@ -459,7 +457,7 @@ impl Plan {
             axes: self.axes,
             sequence,
             rle: self.rle,
-            reserved: [0; 3],
+            reserved: 0,
             records: inline,
         };
         (select, masks)
@@ -503,14 +501,15 @@ fn max_window_h(mask_h: usize, image_h: u32) -> u64 {
 }
 
 /// Shares the run-length kernel's shared memory out. A window of transitions, the signs, the row groups and one tile must
-/// have room; then come a larger window and the rows' weights, which every crossing reads, and more tiles take what is left.
+/// have room; then come a larger window, the rows' weights and the cells, which every crossing reads, and more tiles take
+/// what is left.
 fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) -> RleLayout {
     let words = (mask_h + WINDOW_MARGIN).div_ceil(32);
     let tile_words = 32 * words;
     let num_sign_words = (mask_w + WINDOW_MARGIN) * words;
     let num_groups = mask_h + WINDOW_MARGIN;
     let window_words = |window: u32| (16 + 6 * window) / 4 + (3 + window).next_multiple_of(2);
-    let budget = limits.max_shared_bytes.clamp(MIN_SHARED_BYTES, MAX_SHARED_BYTES) - shared::RLE_FIXED_BYTES;
+    let budget = limits.max_shared_bytes.max(MIN_SHARED_BYTES) - shared::RLE_FIXED_BYTES;
     let mut left = budget / 4 - window_words(MIN_WINDOW) - num_groups - num_sign_words - tile_words;
     let mut take = |words: u32| {
         let fits = words <= left;
@@ -520,13 +519,15 @@ fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) 
     let window = if take(window_words(MAX_WINDOW) - window_words(MIN_WINDOW)) { MAX_WINDOW } else { MIN_WINDOW };
     let num_rows = max_image.height.min(MAX_SHARED_ROWS);
     let num_weights = if take(2 * num_rows) { num_rows } else { 0 };
+    let num_cells = if take(mask_h * mask_w) { mask_h * mask_w } else { 0 };
     let num_tiles = max_image.width.div_ceil(shared::TILE).clamp(1, shared::MAX_TILES).min(1 + left / tile_words);
 
     let stage_offset = shared::RLE_FIXED_BYTES;
     let transitions_offset = stage_offset + 16 + 6 * window;
     let weights_offset = transitions_offset + 4 * (3 + window).next_multiple_of(2);
     let groups_offset = weights_offset + 8 * num_weights;
-    let signs_offset = groups_offset + 4 * num_groups;
+    let cells_offset = groups_offset + 4 * num_groups;
+    let signs_offset = cells_offset + 4 * num_cells;
     RleLayout {
         stage_offset,
         transitions_offset,
@@ -535,6 +536,8 @@ fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) 
         num_weights,
         groups_offset,
         num_groups,
+        cells_offset,
+        num_cells,
         signs_offset,
         num_sign_words,
         crossings_offset: signs_offset + 4 * num_sign_words,
