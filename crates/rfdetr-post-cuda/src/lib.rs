@@ -37,6 +37,8 @@
 pub mod adapters;
 #[doc(hidden)]
 pub mod bench;
+#[cfg(feature = "dlpack")]
+mod dlpack;
 mod driver;
 mod error;
 mod slot;
@@ -59,6 +61,10 @@ use crate::{
     driver::{Context, DeviceBuffer, Module, OwnStream},
     slot::{Functions, Slot},
 };
+/// The crate whose managed tensors [`DeviceTensor::from_dlpack`] takes.
+#[cfg(feature = "dlpack")]
+pub use dlpark;
+
 pub use crate::{
     driver::{DeviceInfo, device_count, device_info},
     error::{Error, Result},
