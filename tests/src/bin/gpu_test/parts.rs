@@ -21,13 +21,11 @@ use rfdetr_post_tests::{
     fixtures::{Fixture, names},
     random::Random,
     strategies::{self, Limits},
+    suite::text,
+    tally::{Outcome, Tally, parallel},
 };
 
-use crate::{
-    Outcome,
-    judge::{Gpu, How, Verdict, spec, text},
-    tally::{Tally, parallel},
-};
+use crate::judge::{Gpu, How, Verdict};
 
 /// All mask formats.
 const FORMATS: [MaskFormat; 6] = [
@@ -366,7 +364,7 @@ pub fn overflow(gpu: &Gpu) -> Outcome {
         let expected = case.reference();
         let request = case.request().map_err(text)?;
         let run = |capacity: u32, how: &How| {
-            let mut spec = spec(&case, &request);
+            let mut spec = case.plan_spec()?;
             spec.mask_capacity = Some(capacity);
             let mut postprocessor = gpu.postprocessor(gpu.config(spec, how))?;
             let answer = postprocessor.process_host(request.tensors(), &case.metas);
@@ -449,7 +447,7 @@ pub fn errors(gpu: &Gpu) -> Outcome {
     let case =
         Fixture::load("upstream", "nano_312x176").case.with_options(|options| options.mask_format = MaskFormat::Rle);
     let request = case.request().map_err(text)?;
-    let good = spec(&case, &request);
+    let good = case.plan_spec().map_err(text)?;
     let config = gpu.config(good.clone(), &How::DEFAULT);
     let mut postprocessor = gpu.postprocessor(config.clone()).map_err(text)?;
     let mut tally = Tally::default();

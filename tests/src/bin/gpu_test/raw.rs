@@ -9,7 +9,7 @@ use std::{
 };
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
-use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, Size, TensorData};
+use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, Size};
 use rfdetr_post_cuda::{
     CudaConfig, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream, Ticket,
     device_count,
@@ -17,15 +17,12 @@ use rfdetr_post_cuda::{
 use rfdetr_post_tests::{
     case::{OwnedTensor, RequestCase},
     compare,
-    fixtures::Fixture,
     random::Random,
+    suite::{ensure, text, variants},
+    tally::{Outcome, Tally, parallel},
 };
 
-use crate::{
-    Outcome,
-    judge::{Gpu, How, spec, text},
-    tally::{Tally, parallel},
-};
+use crate::judge::{Gpu, How};
 
 /// A request's tensors in device memory.
 struct Uploaded {
@@ -33,18 +30,10 @@ struct Uploaded {
     _memory: Vec<CudaSlice<u8>>,
 }
 
-fn bytes(tensor: &OwnedTensor) -> &[u8] {
-    match tensor.borrow().data() {
-        TensorData::F32(data) => bytemuck::cast_slice(data),
-        TensorData::F16(data) => bytemuck::cast_slice(data),
-        TensorData::Bf16(data) => bytemuck::cast_slice(data),
-    }
-}
-
 fn upload(case: &RequestCase, stream: &Arc<CudaStream>) -> Result<Uploaded, String> {
     let mut memory = Vec::new();
     let mut one = |tensor: &OwnedTensor| -> Result<DeviceTensor, String> {
-        let slice = stream.clone_htod(bytes(tensor)).map_err(text)?;
+        let slice = stream.clone_htod(tensor.bytes()).map_err(text)?;
         let address = slice.device_ptr(stream).0;
         memory.push(slice);
         Ok(DeviceTensor { address, dtype: tensor.dtype() })
@@ -73,25 +62,6 @@ fn enqueue(
     unsafe { postprocessor.enqueue(&uploaded.tensors, metas, raw_stream(stream)) }
 }
 
-/// Three requests of one plan with different answers: the queries in other orders, with other scores.
-fn variants(mask_format: MaskFormat) -> Vec<RequestCase> {
-    let case = Fixture::load("upstream", "nano_312x176").case;
-    let case = case.with_options(|options| options.mask_format = mask_format);
-    let queries = case.logits.shape[1];
-    let variant = |shift: usize| {
-        let mut order: Vec<usize> = (0..queries).collect();
-        Random::new(shift as u64).shuffle(&mut order);
-        let mut case = case.clone();
-        case.boxes = case.boxes.permute_queries(&order);
-        case.masks = case.masks.as_ref().map(|masks| masks.permute_queries(&order));
-        let logits = case.logits.permute_queries(&order).widened();
-        let logits = logits.iter().map(|x| x - 0.21 * shift as f32).collect();
-        case.logits = OwnedTensor::new(logits, &case.logits.shape, DType::F32);
-        case
-    };
-    (0..3).map(variant).collect()
-}
-
 fn same(what: &str, expected: &Detections, got: Result<Detections, Error>) -> Result<(), String> {
     let got = got.map_err(|error| format!("{what}: {error}"))?;
     compare::compare(expected, &got).map_err(|difference| format!("{what}: {difference}"))
@@ -99,10 +69,6 @@ fn same(what: &str, expected: &Detections, got: Result<Detections, Error>) -> Re
 
 fn answer(ticket: &mut Ticket) -> Result<Detections, Error> {
     ticket.wait()?.detections()
-}
-
-fn ensure(is_so: bool, what: &str) -> Result<(), String> {
-    if is_so { Ok(()) } else { Err(what.to_string()) }
 }
 
 /// Everything that one can do with tickets, for each launch mode and result place.
@@ -134,8 +100,7 @@ impl<'a> TicketRound<'a> {
         let expected = cases.iter().map(RequestCase::reference).collect();
         let stream = context.new_stream().map_err(text)?;
         let uploaded = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
-        let request = cases[0].request().map_err(text)?;
-        let config = CudaConfig { slots: 3, ..gpu.config(spec(&cases[0], &request), &how) };
+        let config = CudaConfig { slots: 3, ..gpu.config(cases[0].plan_spec().map_err(text)?, &how) };
         Ok(Self { gpu, context, config, cases, expected, stream, uploaded })
     }
 
@@ -319,7 +284,7 @@ pub fn threads(gpu: &Gpu, seconds: u64) -> Outcome {
         let expected: Vec<_> = cases.iter().map(RequestCase::reference).collect();
         let stream = context.new_stream().map_err(text)?;
         let uploaded: Vec<_> = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
-        let spec = spec(&cases[0], &cases[0].request().map_err(text)?);
+        let spec = cases[0].plan_spec().map_err(text)?;
         let config = CudaConfig { slots: 3, ..gpu.config(spec, &how) };
         // Half of the threads load the kernels themselves.
         let made = if thread.is_multiple_of(2) { gpu.postprocessor(config) } else { CudaPostprocessor::new(config) };
@@ -350,12 +315,11 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     let expected = case.reference();
     let uploaded = upload(&case, &stream)?;
     let good = uploaded.tensors;
-    let request = case.request().map_err(text)?;
     let how = How { launch: LaunchMode::Graph, result: ResultPlace::Host, ..How::DEFAULT };
-    let mut postprocessor = gpu.postprocessor(gpu.config(spec(&case, &request), &how)).map_err(text)?;
-    let on_host = vec![0u8; bytes(&case.logits).len() + 16];
+    let mut postprocessor = gpu.postprocessor(gpu.config(case.plan_spec().map_err(text)?, &how)).map_err(text)?;
+    let on_host = vec![0u8; case.logits.bytes().len() + 16];
     let host_address = (on_host.as_ptr() as u64).next_multiple_of(16);
-    let too_small = stream.alloc_zeros::<u8>(bytes(&case.logits).len() - 4).map_err(text)?;
+    let too_small = stream.alloc_zeros::<u8>(case.logits.bytes().len() - 4).map_err(text)?;
     let too_small_at = too_small.device_ptr(&stream).0;
 
     let mut tally = Tally::default();
@@ -379,7 +343,7 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     expect("host logits", is_elsewhere, DeviceTensors { logits: at(host_address, DType::F32), ..good }, metas);
     let is_short = |error: &Error| matches!(error, Error::Allocation { field: "logits", .. });
     expect("short logits", is_short, DeviceTensors { logits: at(too_small_at, DType::F32), ..good }, metas);
-    let past = at(good.logits.address + bytes(&case.logits).len() as u64 - 64, DType::F32);
+    let past = at(good.logits.address + case.logits.bytes().len() as u64 - 64, DType::F32);
     expect("logits from their end", is_short, DeviceTensors { logits: past, ..good }, metas);
     let is_missing = |error: &Error| matches!(error, Error::Request(CoreError::MasksMissing { .. }));
     expect("no masks", is_missing, DeviceTensors { masks: None, ..good }, metas);
@@ -390,7 +354,7 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     if device_count().map_err(text)? > 1 {
         let other = CudaContext::new(usize::from(gpu.device == 0)).map_err(text)?;
         let other_stream = other.new_stream().map_err(text)?;
-        let there = other_stream.alloc_zeros::<u8>(bytes(&case.logits).len()).map_err(text)?;
+        let there = other_stream.alloc_zeros::<u8>(case.logits.bytes().len()).map_err(text)?;
         let logits = at(there.device_ptr(&other_stream).0, DType::F32);
         expect("logits on another device", is_elsewhere, DeviceTensors { logits, ..good }, metas);
     } else {
