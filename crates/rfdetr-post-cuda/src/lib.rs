@@ -41,6 +41,7 @@ pub mod bench;
 mod dlpack;
 mod driver;
 mod error;
+pub mod fleet;
 mod slot;
 
 use std::{
@@ -68,6 +69,7 @@ pub use dlpark;
 pub use crate::{
     driver::{DeviceInfo, device_count, device_info},
     error::{Error, Result},
+    fleet::CudaFleet,
 };
 
 /// The kernels for devices before sm_90.
