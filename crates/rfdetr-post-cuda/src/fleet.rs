@@ -31,6 +31,18 @@ pub struct HostRequest<'a> {
     pub metas: &'a [ImageMeta],
 }
 
+/// An item of a queue: it owns a request, or is one.
+pub trait AsHostRequest {
+    /// The request.
+    fn as_host_request(&self) -> HostRequest<'_>;
+}
+
+impl AsHostRequest for HostRequest<'_> {
+    fn as_host_request(&self) -> HostRequest<'_> {
+        *self
+    }
+}
+
 /// Postprocessors on several GPUs, made alike.
 ///
 /// Dropping it waits for what its GPUs still run, as dropping its postprocessors does.
@@ -139,22 +151,21 @@ impl CudaFleet {
     }
 
     /// Processes requests as they come, each whole and on whichever GPU is free, and delivers answers in the order of the
-    /// requests. `view` borrows what an item holds; the item comes back with its answer.
+    /// requests. An item comes back with its answer, so that its buffers can be used again.
     ///
     /// At most two items a GPU are taken from `requests` and not delivered yet, so neither a slow GPU nor a slow
     /// `deliver` lets items pile up. Both are called on this thread; a thread is started for each GPU, for as long as
     /// this call lasts.
     ///
     /// Errors: delivered with the item that has them; the others are not touched.
-    pub fn process_queue<T: Send>(
+    pub fn process_queue<T: AsHostRequest + Send>(
         &mut self,
         requests: impl IntoIterator<Item = T>,
-        view: impl Fn(&T) -> HostRequest<'_> + Sync,
         mut deliver: impl FnMut(T, Result<Detections>),
     ) {
         let max_in_flight = 2 * self.replicas.len();
         let work = |replica: &mut CudaPostprocessor, item: T| {
-            let HostRequest { tensors, metas } = view(&item);
+            let HostRequest { tensors, metas } = item.as_host_request();
             let answer = replica.process_host(&tensors, metas);
             (item, answer)
         };
