@@ -21,6 +21,41 @@ pub fn use_fixtures(flag: Option<PathBuf>) -> Result<(), String> {
     found.map(fixtures::set_root).ok_or_else(|| "no folder of fixtures: expected --fixtures DIR".to_string())
 }
 
+/// All mask formats.
+pub const FORMATS: [MaskFormat; 6] = [
+    MaskFormat::None,
+    MaskFormat::Dense,
+    MaskFormat::BitPacked,
+    MaskFormat::GridLogits,
+    MaskFormat::Counts,
+    MaskFormat::Rle,
+];
+
+/// Requests for other crates' tensors: every element type, batches, pads, with and without masks; in every mask format
+/// that they can have.
+pub fn few_fixtures() -> Vec<(String, RequestCase)> {
+    let files = [
+        ("upstream", "nano_312x176"),
+        ("upstream", "batch2_mixed"),
+        ("torch_cpu", "f16_inputs"),
+        ("torch_cpu", "bf16_inputs"),
+        ("torch_cpu", "batch3_mixed"),
+        ("torch_cpu", "strange_masks_77x52"),
+        ("torch_cpu", "letterbox_portrait_211x397"),
+        ("torch_cpu", "boxes_letterbox"),
+    ];
+    let mut cases = Vec::new();
+    for (folder, name) in files {
+        let case = Fixture::load(folder, name).case;
+        let formats = if case.masks.is_some() { &FORMATS[..] } else { &FORMATS[..1] };
+        cases.extend(formats.iter().map(|&mask_format| {
+            let case = case.with_options(|options| options.mask_format = mask_format);
+            (format!("{folder}/{name} as {}", mask_format.name()), case)
+        }));
+    }
+    cases
+}
+
 /// Three requests of one plan with different answers: the queries in other orders, with other scores.
 pub fn variants(mask_format: MaskFormat) -> Vec<RequestCase> {
     let case = Fixture::load("upstream", "nano_312x176").case;
@@ -99,6 +134,16 @@ mod tests {
         for (i, j) in [(0, 1), (1, 2), (0, 2)] {
             assert!(compare::compare(&answers[i], &answers[j]).is_err(), "variants {i} and {j}");
         }
+    }
+
+    #[test]
+    fn few_fixtures_have_every_element_type() {
+        let cases = few_fixtures();
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            assert!(cases.iter().any(|(_, case)| case.logits.dtype() == dtype), "{dtype:?}");
+        }
+        assert!(cases.iter().any(|(_, case)| case.masks.is_none()));
+        assert!(cases.iter().any(|(_, case)| case.metas.len() > 2));
     }
 
     #[test]

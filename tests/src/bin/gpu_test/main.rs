@@ -9,10 +9,14 @@
 //! anything failed, and without a GPU it does fail.
 //!
 //! - [`parts`]: what needs no device pointers, through `process_host`;
+//! - [`adapters`]: tensors and streams of other crates;
+//! - [`fleet`]: several GPUs;
 //! - [`raw`]: tickets, streams and bad pointers, with memory and streams made by `cudarc`, as a user would;
 //! - [`judge`]: a postprocessor for a request, and the comparison.
 #![deny(unsafe_code)]
 
+mod adapters;
+mod fleet;
 mod judge;
 mod parts;
 mod raw;
@@ -62,6 +66,10 @@ enum Part {
     Overflow,
     /// Bad pointers, shapes, devices
     Errors,
+    /// Tensors and streams of cudarc's safe API, and DLPack's managed tensors
+    Adapters,
+    /// A batch and a queue over several GPUs; with one, over it several times
+    Fleet,
     /// The scores of torch CUDA in the upstream fixtures
     TorchScores,
 }
@@ -156,6 +164,8 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
                 Part::Errors,
                 Part::Tickets,
                 Part::Overflow,
+                Part::Adapters,
+                Part::Fleet,
                 Part::TorchScores,
                 Part::Fixtures(all.fixtures),
                 Part::Repeats(all.repeats),
@@ -179,6 +189,11 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             sum.add("errors", || parts::errors(gpu));
             sum.add("pointer-errors", || raw::pointer_errors(gpu));
         }
+        Part::Adapters => {
+            sum.add("cudarc", || adapters::cudarc(gpu));
+            sum.add("dlpack", || adapters::dlpack(gpu));
+        }
+        Part::Fleet => sum.add("fleet", || fleet::fleet(gpu)),
         Part::TorchScores => sum.add("torch-scores", || parts::torch_scores(gpu)),
     }
 }

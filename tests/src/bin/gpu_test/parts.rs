@@ -21,21 +21,11 @@ use rfdetr_post_tests::{
     fixtures::{Fixture, names},
     random::Random,
     strategies::{self, Limits},
-    suite::text,
+    suite::{FORMATS, text},
     tally::{Outcome, Tally, parallel},
 };
 
 use crate::judge::{Gpu, How, Verdict};
-
-/// All mask formats.
-const FORMATS: [MaskFormat; 6] = [
-    MaskFormat::None,
-    MaskFormat::Dense,
-    MaskFormat::BitPacked,
-    MaskFormat::GridLogits,
-    MaskFormat::Counts,
-    MaskFormat::Rle,
-];
 
 /// Pixels of a batch up to which a case is quick.
 const QUICK_AREA: u64 = 120_000;
@@ -162,7 +152,7 @@ fn random_case(seed: u64, idx: u64) -> RequestCase {
 }
 
 /// The batch `times` times.
-fn tiled(case: &RequestCase, times: usize) -> RequestCase {
+pub fn tiled(case: &RequestCase, times: usize) -> RequestCase {
     let tile = |tensor: &OwnedTensor| {
         let data = match &tensor.data {
             OwnedData::F32(data) => OwnedData::F32(data.repeat(times)),
@@ -236,10 +226,25 @@ pub fn fuzz(gpu: &Gpu, num_cases: u64, seed: Option<u64>, only: Option<u64>) -> 
         judge(gpu, &case, &how, tally)
     };
     let name = |idx: u64| format!("--seed {seed} --case {idx}");
-    match only {
-        Some(idx) => parallel(1, 1, |_| name(idx), |_, tally| run(idx, tally)).outcome(),
-        None => parallel(num_cases, gpu.threads, name, run).outcome(),
+    let tally = match only {
+        Some(idx) => return parallel(1, 1, |_| name(idx), |_, tally| run(idx, tally)).outcome(),
+        None => parallel(num_cases, gpu.threads, name, run),
+    };
+    let missing: Vec<String> = fuzz_kinds().into_iter().filter(|kind| tally.get(kind) == 0).collect();
+    let outcome = tally.outcome()?;
+    // So many requests have everything in them; if they have not, the strategies have lost something.
+    if num_cases >= 2000 && !missing.is_empty() {
+        return Err(format!("no request {}; {outcome}", missing.join(", none ")));
     }
+    Ok(outcome)
+}
+
+/// What a long fuzz must have met.
+fn fuzz_kinds() -> Vec<String> {
+    let dtypes = [DType::F32, DType::F16, DType::Bf16].map(|dtype| format!("with {dtype:?}"));
+    let formats = FORMATS.map(|format| format!("with {}", format.name()));
+    let others = ["with a batch above 8", "with other block sizes", "under rf_detr", "under roboflow_inference"];
+    dtypes.into_iter().chain(formats).chain(others.map(String::from)).collect()
 }
 
 /// Queries and images of one request of [`sigmoid`]: each image is sorted whole, so every logit comes back.

@@ -9,10 +9,10 @@ use std::{
 };
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
-use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, Size};
+use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, MaskRef, Size};
 use rfdetr_post_cuda::{
-    CudaConfig, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream, Ticket,
-    device_count,
+    CudaConfig, CudaFleet, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream,
+    Ticket, device_count,
 };
 use rfdetr_post_tests::{
     case::{OwnedTensor, RequestCase},
@@ -27,7 +27,7 @@ use crate::judge::{Gpu, How};
 /// A request's tensors in device memory.
 struct Uploaded {
     tensors: DeviceTensors,
-    _memory: Vec<CudaSlice<u8>>,
+    memory: Vec<CudaSlice<u8>>,
 }
 
 fn upload(case: &RequestCase, stream: &Arc<CudaStream>) -> Result<Uploaded, String> {
@@ -44,7 +44,7 @@ fn upload(case: &RequestCase, stream: &Arc<CudaStream>) -> Result<Uploaded, Stri
         masks: case.masks.as_ref().map(&mut one).transpose()?,
     };
     stream.synchronize().map_err(text)?;
-    Ok(Uploaded { tensors, _memory: memory })
+    Ok(Uploaded { tensors, memory })
 }
 
 fn raw_stream(stream: &CudaStream) -> Stream {
@@ -69,6 +69,41 @@ fn same(what: &str, expected: &Detections, got: Result<Detections, Error>) -> Re
 
 fn answer(ticket: &mut Ticket) -> Result<Detections, Error> {
     ticket.wait()?.detections()
+}
+
+/// Requests in the memory of one device, for a fleet.
+pub struct OnDevice {
+    /// The device.
+    pub device: usize,
+    stream: Arc<CudaStream>,
+    uploaded: Vec<Uploaded>,
+}
+
+impl OnDevice {
+    /// Uploads `cases`.
+    pub fn new(device: usize, cases: &[RequestCase]) -> Result<Self, String> {
+        let stream = CudaContext::new(device).and_then(|context| context.new_stream()).map_err(text)?;
+        let uploaded = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
+        Ok(Self { device, stream, uploaded })
+    }
+
+    /// Launches request `which` on the memory's device.
+    pub fn enqueue(&self, fleet: &mut CudaFleet, which: usize, metas: &[ImageMeta]) -> Result<Ticket, Error> {
+        self.enqueue_on(self.device, fleet, which, metas)
+    }
+
+    /// Launches request `which` and says that its memory is on `device`.
+    pub fn enqueue_on(
+        &self,
+        device: usize,
+        fleet: &mut CudaFleet,
+        which: usize,
+        metas: &[ImageMeta],
+    ) -> Result<Ticket, Error> {
+        // SAFETY: the tensors were uploaded with their shapes, and live until the test has waited for its tickets; a wrong
+        // device is refused before anything is launched.
+        unsafe { fleet.enqueue(device, &self.uploaded[which].tensors, metas, raw_stream(&self.stream)) }
+    }
 }
 
 /// Everything that one can do with tickets, for each launch mode and result place.
@@ -126,6 +161,7 @@ impl<'a> TicketRound<'a> {
         self.outliving(tally)?;
         self.chained(tally)?;
         self.not_waiting(tally)?;
+        self.captured(tally)?;
         self.empty(tally)?;
         self.stream.synchronize().map_err(text)
     }
@@ -227,6 +263,21 @@ impl<'a> TicketRound<'a> {
                 let key = |row: &DetectionRow| (row.query_idx, row.class_id, row.confidence.to_bits(), row.mask_area);
                 ensure(key(row) == key(expected), "a row behind the event")?;
             }
+            for (idx, row) in rows.iter().enumerate() {
+                let (from, mask) = match expected.mask(idx) {
+                    Some(MaskRef::Rle(mask)) => (at.run_lengths_at + u64::from(row.mask_offset), mask),
+                    Some(MaskRef::Dense(mask)) => {
+                        (at.payload_at + (idx * mask.len().next_multiple_of(16)) as u64, mask)
+                    }
+                    None => continue,
+                    _ => return Err("a format that this test does not read".to_string()),
+                };
+                let mut got = vec![0xffu8; mask.len()];
+                copy(got.as_mut_ptr().cast(), from, got.len())?;
+                other.synchronize().map_err(text)?;
+                ensure(got == mask, &format!("the mask of row {idx} behind the event"))?;
+                tally.count("masks read on the device");
+            }
             tally.count("answers read on the device behind an event");
         }
         Ok(())
@@ -259,6 +310,44 @@ impl<'a> TicketRound<'a> {
             tally.count("requests enqueued behind long work");
         }
         Ok(())
+    }
+
+    /// A request captured into a graph of the caller's: each launch of it answers what is in the tensors by then. Only for
+    /// stream launches, and with the result on the host: an event that was captured cannot be asked.
+    fn captured(&self, tally: &mut Tally) -> Result<(), String> {
+        if (self.config.launch, self.config.result) != (LaunchMode::Stream, ResultPlace::Host) {
+            return Ok(());
+        }
+        let mut postprocessor = self.postprocessor()?;
+        let stream = self.context.new_stream().map_err(text)?;
+        let mut uploaded = upload(&self.cases[0], &stream)?;
+        // The pointers are checked before the capture, and kernels loaded.
+        let before = enqueue(&mut postprocessor, &uploaded, &self.cases[0].metas, &stream);
+        same("before the capture", &self.expected[0], before.and_then(|mut ticket| answer(&mut ticket)))?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).map_err(text)?;
+        let ticket = enqueue(&mut postprocessor, &uploaded, &self.cases[0].metas, &stream);
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags_enum(0)).map_err(text)?;
+        let (mut ticket, graph) = (ticket.map_err(text)?, graph.ok_or("nothing was captured")?);
+        for which in [0, 1, 2, 1] {
+            let case = &self.cases[which];
+            let tensors = [Some(&case.boxes), Some(&case.logits), case.masks.as_ref()];
+            for (tensor, memory) in tensors.into_iter().flatten().zip(&mut uploaded.memory) {
+                stream.memcpy_htod(tensor.bytes(), memory).map_err(text)?;
+            }
+            graph.launch().map_err(text)?;
+            // A ticket knows of its first launch only; behind later ones the stream is waited for.
+            stream.synchronize().map_err(text)?;
+            same("in a graph of the caller's", &self.expected[which], answer(&mut ticket))?;
+            tally.count("answers of a captured request");
+        }
+        drop(graph);
+        drop(ticket);
+        same(
+            "after the capture",
+            &self.expected[2],
+            self.enqueue(&mut postprocessor, 2).and_then(|mut t| answer(&mut t)),
+        )
     }
 
     fn empty(&self, tally: &mut Tally) -> Result<(), String> {
