@@ -91,6 +91,9 @@ struct Fixtures {
     /// Small pictures and a third of the formats: for the sanitizers
     #[arg(long)]
     quick: bool,
+    /// A handful of small requests that run every kernel: for the slowest of the sanitizers
+    #[arg(long, conflicts_with = "quick")]
+    tiny: bool,
 }
 
 #[derive(clap::Args, Clone)]
@@ -175,6 +178,7 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             ];
             parts.into_iter().for_each(|part| run(gpu, part, sum));
         }
+        Part::Fixtures(Fixtures { tiny: true, .. }) => sum.add("tiny", || parts::tiny(gpu)),
         Part::Fixtures(flags) => {
             sum.add("fixtures", || parts::fixtures(gpu, flags.quick));
             sum.add("edge-cases", || parts::edge_cases(gpu, flags.quick));

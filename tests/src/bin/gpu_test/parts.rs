@@ -101,6 +101,71 @@ pub fn fixtures(gpu: &Gpu, is_quick: bool) -> Outcome {
     tally.outcome()
 }
 
+/// A handful of small requests that run every kernel on every path, each once: for tools that slow the device down a
+/// thousandfold.
+pub fn tiny(gpu: &Gpu) -> Outcome {
+    let mut tally = Tally::default();
+    for (idx, (name, case)) in tiny_cases().into_iter().enumerate() {
+        // Few multiprocessors: as many blocks as have work, but as many threads in each as users get.
+        let how = How { limits: Some(DeviceLimits::new(4)), ..How::ALL[idx % 4] };
+        let (got, ..) = gpu.answer(&case, &how).map_err(|error| format!("{name}: {error}"))?;
+        compare::compare(&case.reference(), &got).map_err(|difference| format!("{name}, {how:?}: {difference}"))?;
+        tally.count("requests equal");
+        tally.count(format!("with {}", case.options.mask_format.name()));
+    }
+    tally.outcome()
+}
+
+/// The requests of [`tiny`] by name.
+fn tiny_cases() -> Vec<(String, RequestCase)> {
+    let few = |name: &str, mask_format: MaskFormat, max_detections: usize| {
+        let case = Fixture::load("torch_cpu", name).case.with_options(|options| {
+            options.mask_format = mask_format;
+            options.max_detections = Some(max_detections);
+        });
+        (format!("{name} as {}", mask_format.name()), case)
+    };
+    let mut cases: Vec<_> = FORMATS.iter().map(|&format| few("strange_masks_77x52", format, 3)).collect();
+    // Antialiased on both axes, and noise: the most transitions a column.
+    for mask_format in [MaskFormat::Rle, MaskFormat::Counts, MaskFormat::Dense, MaskFormat::BitPacked] {
+        cases.push(few("downscale_both_29x17", mask_format, 2));
+        cases.push(few("noise_masks_173x119", mask_format, 1));
+    }
+    // Pads, crops, and images of different sizes; both half types.
+    cases.push(few("batch3_mixed", MaskFormat::Rle, 2));
+    cases.push(few("batch3_mixed", MaskFormat::Dense, 1));
+    cases.push(few("f16_inputs", MaskFormat::Rle, 2));
+    cases.push(few("bf16_inputs", MaskFormat::BitPacked, 1));
+    for mask_format in [MaskFormat::Rle, MaskFormat::Dense] {
+        let fixture = Fixture::load("torch_cpu", "downscale_both_29x17");
+        let case = rf_detr(&fixture).with_options(|options| {
+            options.mask_format = mask_format;
+            options.max_detections = Some(2);
+        });
+        cases.push((format!("downscale_both_29x17 under rf_detr as {}", mask_format.name()), case));
+    }
+    // Records that do not travel with the arguments.
+    let (name, case) = few("grid_1x9", MaskFormat::Rle, 1);
+    cases.push((format!("{name}, 9 times"), tiled(&case.image(0), 9)));
+    cases.push(("radix select".to_string(), more_hits_than_places()));
+    cases
+}
+
+/// More pairs above the threshold than can be sorted at once, many of them equal.
+fn more_hits_than_places() -> RequestCase {
+    let (queries, classes) = (45, 31);
+    let mut random = Random::new(5);
+    let logits = (0..queries * classes).map(|_| (random.normal(-1.0, 2.0) * 4.0).round() / 4.0).collect();
+    let boxes = (0..queries * 4).map(|_| random.uniform(0.1, 0.9)).collect();
+    RequestCase {
+        boxes: OwnedTensor::new(boxes, &[1, queries, 4], DType::F32),
+        logits: OwnedTensor::new(logits, &[1, queries, classes], DType::F32),
+        masks: None,
+        metas: vec![ImageMeta::stretch(Size::new(97, 61), Size::new(56, 48)).expect("a plain stretch")],
+        options: Options { threshold: Thresholds::Scalar(-1.0), num_select: Some(50), ..Options::default() },
+    }
+}
+
 /// Every request of every named edge case, in its own format and in all others that it can have.
 pub fn edge_cases(gpu: &Gpu, is_quick: bool) -> Outcome {
     let run = |idx: u64, tally: &mut Tally| {
@@ -539,6 +604,8 @@ pub fn errors(gpu: &Gpu) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use rfdetr_post_core::packed::{INLINE_IMAGES, MAX_SELECT};
+
     use super::*;
 
     /// What the device is to be compared on exists, is not refused, and is the same in every run.
@@ -552,6 +619,30 @@ mod tests {
             largest = largest.max(case.metas.len());
         }
         assert!(largest > 8, "no batch above the {} images that travel inline", 8);
+    }
+
+    /// The few requests of the slow tools still go everywhere.
+    #[test]
+    fn tiny_cases_run_every_path() {
+        let cases = tiny_cases();
+        assert!(cases.len() < 25, "{} are no handful", cases.len());
+        for mask_format in FORMATS {
+            assert!(cases.iter().any(|(_, case)| case.options.mask_format == mask_format), "{mask_format:?}");
+        }
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            assert!(cases.iter().any(|(_, case)| case.logits.dtype() == dtype), "{dtype:?}");
+        }
+        for semantics in [Semantics::rf_detr(), Semantics::roboflow_inference()] {
+            assert!(cases.iter().any(|(_, case)| case.options.semantics == semantics), "{semantics:?}");
+        }
+        assert!(cases.iter().any(|(_, case)| case.metas.len() > INLINE_IMAGES));
+        let largest = cases.iter().map(|(_, case)| case.logits.widened().len() / case.metas.len()).max();
+        assert!(largest > Some(MAX_SELECT as usize), "{largest:?} pairs are never more than fit the list");
+        for (name, case) in &cases {
+            let expected = case.reference();
+            assert!(expected.images.iter().all(|image| !image.is_empty()), "{name}: an image without detections");
+            assert!(area(case) < QUICK_AREA, "{name}");
+        }
     }
 
     /// Every named case but those of formulas alone asks the reference for something.
