@@ -339,7 +339,7 @@ mod tests {
     fn parts_cover_a_batch_evenly() {
         assert_eq!(parts(7, 3), [0..2, 2..4, 4..7]);
         assert_eq!(parts(2, 5), [0..1, 1..2]);
-        assert_eq!(parts(0, 3), [0..0]);
+        assert_eq!(parts(0, 3), vec![0..0; 1]);
         for batch in 0..40 {
             for num_workers in 1..9 {
                 let parts = parts(batch, num_workers);
