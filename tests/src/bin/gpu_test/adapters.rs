@@ -3,7 +3,8 @@
 
 use std::{any::Any, sync::Arc};
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use bytemuck::NoUninit;
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, CudaView, DevicePtr};
 use rfdetr_post_core::{DType, Error as CoreError, MaskFormat};
 use rfdetr_post_cuda::{
     DeviceTensor, DeviceTensors, Error, Stream,
@@ -38,20 +39,29 @@ fn stream_of(stream: &CudaStream) -> Stream {
 }
 
 /// A slice of `data`, or a view that skips `padding` elements before it.
-fn upload_as<T: Element + DeviceRepr + Copy + Default + 'static>(
-    data: &[T],
-    padding: usize,
-    stream: &Arc<CudaStream>,
-) -> Result<(DeviceTensor, Box<dyn Any>), String> {
-    let mut padded = vec![T::default(); padding];
-    padded.extend_from_slice(data);
-    let slice: CudaSlice<T> = stream.clone_htod(&padded).map_err(text)?;
+fn upload_f32(data: &[f32], padding: usize, stream: &Arc<CudaStream>) -> Result<(DeviceTensor, Box<dyn Any>), String> {
+    let slice: CudaSlice<f32> = stream.clone_htod(&[&vec![0.0; padding], data].concat()).map_err(text)?;
     let tensor = match padding {
         0 => DeviceTensor::from_cudarc(&slice, stream),
         padding => DeviceTensor::from_cudarc(&slice.slice(padding..), stream),
     };
-    let is_right = tensor.address == slice.device_ptr(stream).0 + (padding * size_of::<T>()) as u64;
-    ensure(is_right && tensor.dtype == T::DTYPE, "address or type of a slice or view")?;
+    ensure(tensor.address == slice.device_ptr(stream).0 + 4 * padding as u64, "address of a slice or view")?;
+    Ok((tensor, Box::new(slice)))
+}
+
+/// A view of halves in a slice of bytes, which is how they are had without cudarc's feature `f16`.
+fn upload_half<T: Element + NoUninit>(
+    data: &[T],
+    padding: usize,
+    stream: &Arc<CudaStream>,
+) -> Result<(DeviceTensor, Box<dyn Any>), String> {
+    let skipped = padding * size_of::<T>();
+    let bytes = [&vec![0u8; skipped], bytemuck::cast_slice(data)].concat();
+    let slice: CudaSlice<u8> = stream.clone_htod(&bytes).map_err(text)?;
+    // SAFETY: the bytes are those of `T`, and every pattern of bits is a half.
+    let view: CudaView<'_, T> = unsafe { slice.slice(skipped..).transmute(data.len()) }.ok_or("a view of halves")?;
+    let tensor = DeviceTensor::from_cudarc(&view, stream);
+    ensure(tensor.dtype == T::DTYPE, "type of a view")?;
     Ok((tensor, Box::new(slice)))
 }
 
@@ -60,9 +70,9 @@ fn upload(case: &RequestCase, salt: usize, stream: &Arc<CudaStream>) -> Result<U
     let mut one = |tensor: &OwnedTensor, salt: usize| {
         let padding = PADDING[salt % PADDING.len()];
         let (tensor, owner) = match &tensor.data {
-            OwnedData::F32(data) => upload_as(data, padding, stream),
-            OwnedData::F16(data) => upload_as(data, padding, stream),
-            OwnedData::Bf16(data) => upload_as(data, padding, stream),
+            OwnedData::F32(data) => upload_f32(data, padding, stream),
+            OwnedData::F16(data) => upload_half(data, padding, stream),
+            OwnedData::Bf16(data) => upload_half(data, padding, stream),
         }?;
         memory.push(owner);
         Ok::<_, String>(tensor)
