@@ -89,10 +89,12 @@ demo() {
 
 # A program of a user of the library.
 downstream() {
-    for device in cuda cpu; do
+    for device in cuda fleet cpu; do
         check "downstream-$device" ./downstream --device "$device" --out "$out/downstream-$device.txt"
     done
-    check downstream-equal cmp "$out/downstream-cuda.txt" "$out/downstream-cpu.txt"
+    for device in cuda fleet; do
+        check "downstream-$device-equal" cmp "$out/downstream-$device.txt" "$out/downstream-cpu.txt"
+    done
 }
 
 bench() {

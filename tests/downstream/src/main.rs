@@ -1,6 +1,6 @@
 //! A program of a user: a request made by hand, on the CPU and, if there is one, on the GPU.
 //!
-//! `downstream [--device auto|cpu|cuda] [--out FILE]`: the answer of the device is compared with the reference's, and
+//! `downstream [--device auto|cpu|cuda|fleet] [--out FILE]`: the answer of the device is compared with the reference's, and
 //! written to the file in full, so that files of two devices can be compared as bytes.
 
 use std::{error::Error, fmt::Write as _, fs};
@@ -98,7 +98,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cpu" => Postprocessor::cpu(),
         // An error, where there is no GPU: whoever asks for one does not want to be given something else.
         "cuda" => Postprocessor::cuda_on(0)?,
-        _ => return Err(format!("no device {device}: expected auto, cpu, cuda").into()),
+        // One image on each of two GPUs; where there is only one, both on it.
+        "fleet" => Postprocessor::cuda_fleet(&[0, usize::from(cuda::device_count()? > 1)])?,
+        _ => return Err(format!("no device {device}: expected auto, cpu, cuda, fleet").into()),
     };
     let why = postprocessor.fallback_reason().map(|why| format!(", because: {why}"));
     println!("{device}: {}{}", postprocessor.backend(), why.unwrap_or_default());
