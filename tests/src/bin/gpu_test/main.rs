@@ -21,11 +21,18 @@ mod judge;
 mod parts;
 mod raw;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
 
 use clap::{Parser, Subcommand};
 use rfdetr_post_cuda::device_info;
-use rfdetr_post_tests::suite::{self, Sum};
+use rfdetr_post_tests::{
+    fixtures,
+    suite::{self, Sum, text},
+    tally::Outcome,
+};
 
 use judge::Gpu;
 
@@ -70,6 +77,11 @@ enum Part {
     Adapters,
     /// A batch and a queue over several GPUs; with one, over it several times
     Fleet,
+    /// A kernel that breaks its context, in a process of its own
+    Broken,
+    /// The child of `broken`: ends with a broken context
+    #[command(hide = true)]
+    BrokenContext,
     /// The scores of torch CUDA in the upstream fixtures
     TorchScores,
 }
@@ -160,6 +172,20 @@ fn main() -> ExitCode {
     sum.finish()
 }
 
+/// Runs the part that breaks its context where it does no harm.
+fn broken(gpu: &Gpu) -> Outcome {
+    let program = std::env::current_exe().map_err(text)?;
+    let mut child = Command::new(program);
+    child.arg("broken-context").arg("--device").arg(gpu.device.to_string()).arg("--fixtures").arg(fixtures::root());
+    let output = child.output().map_err(text)?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let line = printed.lines().find_map(|line| line.strip_prefix("PASS broken-context: "));
+    match line {
+        Some(counts) if output.status.success() => Ok(counts.to_string()),
+        _ => Err(format!("{}: {printed}{}", output.status, String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
 fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
     match part {
         Part::All(all) => {
@@ -169,6 +195,7 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
                 Part::Overflow,
                 Part::Adapters,
                 Part::Fleet,
+                Part::Broken,
                 Part::TorchScores,
                 Part::Fixtures(all.fixtures),
                 Part::Repeats(all.repeats),
@@ -197,6 +224,8 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             sum.add("cudarc", || adapters::cudarc(gpu));
             sum.add("dlpack", || adapters::dlpack(gpu));
         }
+        Part::Broken => sum.add("broken", || broken(gpu)),
+        Part::BrokenContext => sum.add("broken-context", || raw::broken_context(gpu)),
         Part::Fleet => sum.add("fleet", || fleet::fleet(gpu)),
         Part::TorchScores => sum.add("torch-scores", || parts::torch_scores(gpu)),
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, result, sys};
 use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, MaskRef, Size};
 use rfdetr_post_cuda::{
     CudaConfig, CudaFleet, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream,
@@ -453,4 +453,42 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     same("after the errors", &expected, ticket.and_then(|mut ticket| answer(&mut ticket)))?;
     tally.count("answers after them");
     tally.outcome()
+}
+
+/// Bytes of an allocation that is unmapped when it is freed, not kept for the next one.
+const LARGE_BYTES: usize = 256 << 20;
+
+/// A kernel reads memory that is gone, which breaks the context for good: each call says so by an error of its type, and
+/// nothing panics or hangs. For a process of its own.
+pub fn broken_context(gpu: &Gpu) -> Outcome {
+    let context = CudaContext::new(gpu.device).map_err(text)?;
+    let stream = context.new_stream().map_err(text)?;
+    let case = variants(MaskFormat::Rle).remove(0);
+    let mut uploaded = upload(&case, &stream)?;
+    // SAFETY: as large as said, and freed once.
+    let logits_at = unsafe { result::malloc_sync(LARGE_BYTES) }.map_err(text)?;
+    // SAFETY: the allocation is larger than the logits.
+    unsafe { result::memcpy_htod_sync(logits_at, case.logits.bytes()) }.map_err(text)?;
+    uploaded.tensors.logits = DeviceTensor { address: logits_at, dtype: DType::F32 };
+    let config = gpu.config(case.plan_spec().map_err(text)?, &How::DEFAULT);
+    let mut postprocessor = gpu.postprocessor(CudaConfig { slots: 2, ..config.clone() }).map_err(text)?;
+    let good = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream);
+    same("before", &case.reference(), good.and_then(|mut ticket| answer(&mut ticket)))?;
+    stream.synchronize().map_err(text)?;
+    // SAFETY: allocated above. That it is read again is the fault that this test is about.
+    unsafe { result::free_sync(logits_at) }.map_err(text)?;
+    let is_sticky = |error: &Error| matches!(error, Error::Driver { is_sticky: true, .. });
+    // Pointers that were checked for the request before are not checked again, so the kernel is what finds out.
+    let mut ticket = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream).map_err(text)?;
+    match answer(&mut ticket) {
+        Err(error) if is_sticky(&error) => println!("  a broken context: {error}"),
+        other => return Err(format!("a kernel that reads freed memory: {:?}", other.map(drop))),
+    }
+    ensure(matches!(answer(&mut ticket), Err(error) if is_sticky(&error)), "waiting again is no error")?;
+    let next = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream).and_then(|mut ticket| answer(&mut ticket));
+    ensure(matches!(next, Err(Error::Driver { .. })), &format!("the next request: {:?}", next.map(drop)))?;
+    let another = CudaPostprocessor::new(config);
+    ensure(matches!(another, Err(Error::Driver { .. })), &format!("another one: {:?}", another.map(drop)))?;
+    drop((ticket, postprocessor));
+    Ok("4 errors, of which the first two are sticky".to_string())
 }
