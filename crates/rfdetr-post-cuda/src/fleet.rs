@@ -4,6 +4,35 @@
 //! ([`CudaFleet::process_host`]). A queue of requests goes to whichever GPU is free, each request whole, and is delivered
 //! in order ([`CudaFleet::process_queue`]). Tensors that are on a GPU already stay there: [`CudaFleet::enqueue`].
 //!
+//! ```no_run
+//! use rfdetr_post_core::{Tensor, Tensors};
+//! use rfdetr_post_cuda::{CudaConfig, CudaFleet, fleet::{AsHostRequest, HostRequest}};
+//! # use rfdetr_post_core::ImageMeta;
+//!
+//! /// What a detection model of 300 queries and 91 columns gave for a frame.
+//! struct Frame {
+//!     dets: Vec<f32>,
+//!     labels: Vec<f32>,
+//!     meta: [ImageMeta; 1],
+//! }
+//!
+//! impl AsHostRequest for Frame {
+//!     fn as_host_request(&self) -> HostRequest<'_> {
+//!         let boxes = Tensor::new(&self.dets[..], &[1, 300, 4]);
+//!         let logits = Tensor::new(&self.labels[..], &[1, 300, 91]);
+//!         HostRequest { tensors: Tensors { boxes, logits, masks: None }, metas: &self.meta }
+//!     }
+//! }
+//!
+//! # fn run(config: CudaConfig, frames: Vec<Frame>) -> rfdetr_post_cuda::Result<()> {
+//! CudaFleet::all(config)?.process_queue(frames, |_frame, answer| match answer {
+//!     Ok(detections) => println!("{} detections", detections.images[0].len()),
+//!     Err(error) => println!("this frame only: {error}"),
+//! });
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Which part goes where, and the order of what comes back, are plain functions of any worker, tested without a GPU.
 
 use std::{
