@@ -160,6 +160,8 @@ fn features() -> Result<Outcome> {
     // The command line without the GPU, and the GPU without the command line.
     cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cli"])?;
     cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cuda"])?;
+    // What the launcher's adapters are called here.
+    cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cudarc,dlpack"])?;
     // Adapters to other crates' types: tensors that are refused, and types that must fit.
     cargo(&["test", "--locked", "-p", "rfdetr-post-cuda", "--features", "cudarc,dlpack", "--lib"])?;
     // `cust` asks for a toolkit, and checking needs nothing of it but its folder. Its program is linted nowhere else.
