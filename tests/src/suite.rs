@@ -124,6 +124,8 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
+    use rfdetr_post_core::plan::{DeviceLimits, Plan};
+
     use super::*;
     use crate::compare;
 
@@ -144,6 +146,19 @@ mod tests {
         }
         assert!(cases.iter().any(|(_, case)| case.masks.is_none()));
         assert!(cases.iter().any(|(_, case)| case.metas.len() > 2));
+    }
+
+    /// Who runs them plans once: no mask is longer than the room of a default plan. So for the variants.
+    #[test]
+    fn masks_fit_a_default_plan() {
+        let variants = FORMATS.iter().flat_map(|&format| variants(format)).map(|case| ("variant".to_string(), case));
+        for (name, case) in few_fixtures().into_iter().chain(variants) {
+            let plan = Plan::new(case.plan_spec().unwrap(), DeviceLimits::new(4)).unwrap();
+            let rows = case.reference().images.into_iter().flat_map(|image| image.rows);
+            let longest = rows.map(|row| row.mask_len).max().unwrap_or(0);
+            let is_run_length = matches!(case.options.mask_format, MaskFormat::Rle | MaskFormat::Counts);
+            assert!(!is_run_length || longest <= plan.mask_capacity, "{name}: {longest} of {}", plan.mask_capacity);
+        }
     }
 
     #[test]
