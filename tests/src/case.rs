@@ -4,7 +4,8 @@ use std::cell::RefCell;
 
 use half::{bf16, f16};
 use rfdetr_post_core::{
-    DType, Detections, ImageMeta, Options, Request, Result, Tensor, TensorData, Tensors, reference,
+    DType, Detections, ImageMeta, Options, Request, Result, Size, Tensor, TensorData, Tensors, plan::PlanSpec,
+    reference,
 };
 
 /// An owned tensor, row-major.
@@ -52,6 +53,15 @@ impl OwnedTensor {
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.borrow().data().dtype()
+    }
+
+    /// The elements' bytes, as they lie in memory.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.data {
+            OwnedData::F32(data) => bytemuck::cast_slice(data),
+            OwnedData::F16(data) => bytemuck::cast_slice(data),
+            OwnedData::Bf16(data) => bytemuck::cast_slice(data),
+        }
     }
 
     /// All elements, widened to f32.
@@ -137,6 +147,19 @@ impl RequestCase {
             masks: self.masks.as_ref().map(OwnedTensor::borrow),
         };
         Request::new(tensors, &self.metas, &self.options)
+    }
+
+    /// What a plan for exactly this request is made for.
+    pub fn plan_spec(&self) -> Result<PlanSpec> {
+        let request = self.request()?;
+        let side = |of: fn(Size) -> u32| self.metas.iter().map(|meta| of(meta.original)).max().unwrap_or(1);
+        Ok(PlanSpec {
+            shape: request.shape(),
+            max_batch: request.batch(),
+            max_image: Size::new(side(|size| size.width), side(|size| size.height)),
+            options: self.options.clone(),
+            mask_capacity: None,
+        })
     }
 
     /// The reference's answer. Panics if the case is refused, which no fixture and no strategy may be.

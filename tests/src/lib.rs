@@ -11,7 +11,8 @@
 //! - [`oracle`]: an independent implementation in f64 with an argued error bound;
 //! - [`plain`]: brute-force run lengths, areas and boxes;
 //! - [`strategies`]: random, lopsided, hostile requests for `proptest`;
-//! - [`random`]: the seeded generator that fills their tensors.
+//! - [`random`]: the seeded generator that fills their tensors;
+//! - [`suite`] and [`tally`]: what the programs of the GPU suite share.
 #![forbid(unsafe_code)]
 
 pub mod case;
@@ -23,3 +24,5 @@ pub mod oracle;
 pub mod plain;
 pub mod random;
 pub mod strategies;
+pub mod suite;
+pub mod tally;

@@ -160,10 +160,15 @@ fn features() -> Result<Outcome> {
     // The command line without the GPU, and the GPU without the command line.
     cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cli"])?;
     cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cuda"])?;
-    // Adapters to other crates' types; `cust` asks for a toolkit, and checking needs nothing of it but its folder.
+    // What the launcher's adapters are called here.
+    cargo(&["check", "--locked", "-p", "rfdetr-post", "--no-default-features", "--features", "cudarc,dlpack"])?;
+    // Adapters to other crates' types: tensors that are refused, and types that must fit.
+    cargo(&["test", "--locked", "-p", "rfdetr-post-cuda", "--features", "cudarc,dlpack", "--lib"])?;
+    // `cust` asks for a toolkit, and checking needs nothing of it but its folder. Its program is linted nowhere else.
     let toolkit = workspace::target_dir().join("no-cuda");
     std::fs::create_dir_all(toolkit.join("lib64"))?;
-    let mut adapters = workspace::cargo(&["check", "--locked", "-p", "rfdetr-post-cuda", "--features", "cudarc,cust"]);
+    let mut adapters = workspace::cargo(&["clippy", "--locked", "-p", "rfdetr-post-cuda", "-p", "rfdetr-post-tests"]);
+    adapters.args(["--features", "rfdetr-post-tests/cust", "--lib", "--bins", "--", "-D", "warnings"]);
     println!("CUDA_LIBRARY_PATH={} \\", toolkit.display());
     call(adapters.env("CUDA_LIBRARY_PATH", &toolkit))?;
     // The facade's third implementation against the published `cuda_std`.

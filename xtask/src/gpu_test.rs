@@ -23,12 +23,25 @@ pub struct Flags {
     profile: String,
 }
 
-/// Package, kind of target, its name.
-const PROGRAMS: [(&str, &str, &str); 3] = [
-    ("rfdetr-post-tests", "--bin", "rfdetr-post-gpu-test"),
-    ("rfdetr-post", "--bin", "rfdetr-post"),
-    ("rfdetr-post-cuda", "--example", "rfdetr-post-gpu-bench"),
+/// A program of the bundle.
+struct Program {
+    package: &'static str,
+    /// `--bin` or `--example`.
+    kind: &'static str,
+    name: &'static str,
+    features: &'static [&'static str],
+}
+
+/// The programs of the workspace.
+const PROGRAMS: [Program; 4] = [
+    Program { package: "rfdetr-post-tests", kind: "--bin", name: "rfdetr-post-gpu-test", features: &[] },
+    Program { package: "rfdetr-post-tests", kind: "--bin", name: "rfdetr-post-gpu-cust", features: &["cust"] },
+    Program { package: "rfdetr-post", kind: "--bin", name: "rfdetr-post", features: &[] },
+    Program { package: "rfdetr-post-cuda", kind: "--example", name: "rfdetr-post-gpu-bench", features: &[] },
 ];
+
+/// The program of the crate outside the workspace.
+const DOWNSTREAM: &str = "downstream";
 
 /// Folders of `tests/fixtures` that the suite reads.
 const FIXTURES: [&str; 2] = ["upstream", "torch_cpu"];
@@ -45,17 +58,28 @@ pub fn run(flags: &Flags) -> Result<()> {
         fs::remove_dir_all(&fixtures)?;
     }
     fs::create_dir_all(&fixtures)?;
-    for (package, kind, name) in PROGRAMS {
-        let mut build =
-            workspace::cargo(&["build", "--locked", "--profile", &flags.profile, "-p", package, kind, name]);
+    let toolkit = stand_in_toolkit()?;
+    let folder = if flags.profile == "dev" { "debug" } else { &flags.profile };
+    for program in &PROGRAMS {
+        let mut build = workspace::cargo(&["build", "--locked", "--profile", &flags.profile, "-p", program.package]);
+        build.args([program.kind, program.name]);
+        if !program.features.is_empty() {
+            build.arg("--features").arg(program.features.join(","));
+            build.env("CUDA_LIBRARY_PATH", &toolkit);
+            println!("CUDA_LIBRARY_PATH={} \\", toolkit.display());
+        }
         println!("{}", workspace::shown(&build));
         workspace::run(&mut build)?;
-        let folder = workspace::target_dir().join(if flags.profile == "dev" { "debug" } else { &flags.profile });
-        let built = if kind == "--example" { folder.join("examples").join(name) } else { folder.join(name) };
-        let program = out.join(name);
-        fs::copy(&built, &program).with_context(|| format!("cannot copy {}", built.display()))?;
-        strip(&program);
+        let built = workspace::target_dir().join(folder);
+        let built = if program.kind == "--example" { built.join("examples") } else { built };
+        take(&built.join(program.name), &out)?;
     }
+    let target = workspace::target_dir().join(DOWNSTREAM);
+    let mut build = workspace::cargo(&["build", "--locked", "--profile", &flags.profile, "--manifest-path"]);
+    build.arg(workspace::root().join("tests/downstream/Cargo.toml")).arg("--target-dir").arg(&target);
+    println!("{}", workspace::shown(&build));
+    workspace::run(&mut build)?;
+    take(&target.join(folder).join(DOWNSTREAM), &out)?;
     for folder in FIXTURES {
         let (from, to) = (workspace::root().join("tests/fixtures").join(folder), fixtures.join(folder));
         fs::create_dir_all(&to)?;
@@ -88,6 +112,56 @@ pub fn run(flags: &Flags) -> Result<()> {
         workspace::run(&mut command)?;
     }
     Ok(())
+}
+
+/// Copies a program into the bundle, without symbols.
+fn take(built: &Path, out: &Path) -> Result<()> {
+    let program = out.join(built.file_name().unwrap_or_default());
+    fs::copy(built, &program).with_context(|| format!("cannot copy {}", built.display()))?;
+    strip(&program);
+    Ok(())
+}
+
+/// A folder that `cust`'s build script takes for a CUDA toolkit: with a libcuda that has every function of the driver's
+/// that `cust` declares, and does nothing but say that there is no device. A program that is linked with it loads the
+/// machine's own when it starts.
+fn stand_in_toolkit() -> Result<PathBuf> {
+    let mut metadata = workspace::cargo(&["metadata", "--format-version", "1", "--locked", "--all-features"]);
+    let metadata = workspace::read(&mut metadata)?;
+    let manifest = manifest(&metadata, "cust_raw").context("`cust_raw` is no dependency any more")?;
+    let bindings = manifest.with_file_name("src").join("cuda.rs");
+    let bindings = fs::read_to_string(&bindings).with_context(|| format!("cannot read {}", bindings.display()))?;
+    let toolkit = workspace::target_dir().join("stand-in-cuda");
+    let lib64 = toolkit.join("lib64");
+    fs::create_dir_all(&lib64)?;
+    let source = toolkit.join("cuda.c");
+    fs::write(&source, stand_in_source(&bindings)?)?;
+    let mut compile = Command::new("cc");
+    compile.args(["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o"]).arg(lib64.join("libcuda.so")).arg(&source);
+    println!("{}", workspace::shown(&compile));
+    workspace::run(&mut compile)?;
+    Ok(toolkit)
+}
+
+/// Path of a package's manifest in the output of `cargo metadata`.
+fn manifest(metadata: &str, package: &str) -> Option<PathBuf> {
+    let paths = metadata.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    // The folder is the package's name, in a registry's cache with the version behind it.
+    let is_its = |path: &&Path| {
+        let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        folder.strip_prefix(package).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    paths.map(Path::new).find(is_its).map(PathBuf::from)
+}
+
+/// A definition for each `pub fn cu...` of the bindings: 100 is `CUDA_ERROR_NO_DEVICE`.
+fn stand_in_source(bindings: &str) -> Result<String> {
+    let declared = bindings.lines().filter_map(|line| line.trim_start().strip_prefix("pub fn cu"));
+    let names: Vec<&str> = declared.filter_map(|rest| rest.split('(').next()).collect();
+    if names.is_empty() {
+        bail!("the bindings of `cust_raw` declare no function");
+    }
+    Ok(names.iter().map(|name| format!("int cu{name}(void) {{ return 100; }}\n")).collect())
 }
 
 /// Drops symbols and debug sections. Without `strip` the program is larger, and as good.
@@ -136,8 +210,25 @@ mod tests {
     /// The script calls what the bundle holds.
     #[test]
     fn the_script_names_every_program() {
-        for (.., name) in PROGRAMS {
+        for name in PROGRAMS.iter().map(|program| program.name).chain([DOWNSTREAM]) {
             assert!(SCRIPT.contains(&format!("./{name} ")), "{name}");
         }
+    }
+
+    #[test]
+    fn the_stand_in_defines_what_is_declared() {
+        let bindings = "    pub fn cuInit(Flags: u32) -> CUresult;\n}\npub fn other();\n    pub fn cuMemAlloc_v2(\n";
+        let source = stand_in_source(bindings).unwrap();
+        assert_eq!(source, "int cuInit(void) { return 100; }\nint cuMemAlloc_v2(void) { return 100; }\n");
+        assert!(stand_in_source("pub fn other();").is_err());
+    }
+
+    #[test]
+    fn manifests_are_found_by_package() {
+        let metadata =
+            r#"{"manifest_path":"/r/cust-0.3.2/Cargo.toml"},{"manifest_path":"/r/cust_raw-0.11.3/Cargo.toml"}"#;
+        assert_eq!(manifest(metadata, "cust_raw"), Some("/r/cust_raw-0.11.3/Cargo.toml".into()));
+        assert_eq!(manifest(metadata, "cust"), Some("/r/cust-0.3.2/Cargo.toml".into()));
+        assert_eq!(manifest(metadata, "cust_core"), None);
     }
 }

@@ -66,13 +66,19 @@ mod of_cudarc {
 mod of_cust {
     use cust::memory::{DeviceCopy, DeviceSlice};
 
-    use super::Element;
+    use super::{DType, Element};
     use crate::{DeviceTensor, Stream};
 
     impl DeviceTensor {
         /// The tensor in a `DeviceBuffer` or a slice of one.
         pub fn from_cust<T: Element + DeviceCopy>(tensor: &DeviceSlice<T>) -> Self {
             Self { address: tensor.as_device_ptr().as_raw(), dtype: T::DTYPE }
+        }
+
+        /// The tensor whose elements' bytes are in a `DeviceBuffer` or a slice of one. For f16 and bf16: `cust` 0.3 knows
+        /// them from `half` 1 only, this crate from `half` 2.
+        pub fn from_cust_bytes(bytes: &DeviceSlice<u8>, dtype: DType) -> Self {
+            Self { address: bytes.as_device_ptr().as_raw(), dtype }
         }
     }
 
@@ -105,7 +111,12 @@ mod tests {
     fn cudarc_types_fit() {
         use crate::DeviceTensor;
         use cudarc::driver::{CudaSlice, CudaStream, CudaView};
-        let _: fn(&CudaSlice<f32>, &CudaStream) -> DeviceTensor = DeviceTensor::from_cudarc;
-        let _: fn(&CudaView<'_, f16>, &CudaStream) -> DeviceTensor = DeviceTensor::from_cudarc;
+        fn of_slice(slice: &CudaSlice<f32>, stream: &CudaStream) -> DeviceTensor {
+            DeviceTensor::from_cudarc(slice, stream)
+        }
+        fn of_view(view: &CudaView<'_, f16>, stream: &CudaStream) -> DeviceTensor {
+            DeviceTensor::from_cudarc(view, stream)
+        }
+        let _ = (of_slice, of_view);
     }
 }

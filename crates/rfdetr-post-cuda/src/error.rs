@@ -62,6 +62,32 @@ pub enum Error {
         /// Size of an element.
         align: u64,
     },
+    /// A tensor of another library has an element type that the kernels do not read. Convert it.
+    #[error("`{field}` has elements of {got}, expected f32, f16 or bf16")]
+    ElementType {
+        /// The tensor.
+        field: &'static str,
+        /// The type that came.
+        got: String,
+    },
+    /// A tensor of another library is not row-major and contiguous. Make it so, with torch by `contiguous()`.
+    #[error("`{field}` has strides {got:?}, expected {expected:?}: row-major and contiguous")]
+    Strides {
+        /// The tensor.
+        field: &'static str,
+        /// The strides of a contiguous tensor of this shape, in elements.
+        expected: Vec<i64>,
+        /// The strides that came, in elements.
+        got: Vec<i64>,
+    },
+    /// The description of a DLPack tensor contradicts itself: a fault of the library that made it.
+    #[error("`{field}` is no valid DLPack tensor: {reason}")]
+    Dlpack {
+        /// The tensor.
+        field: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
     /// A device tensor reaches past its allocation.
     #[error("`{field}` needs {expected} bytes, its allocation has {got} left")]
     Allocation {

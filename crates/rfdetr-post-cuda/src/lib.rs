@@ -37,8 +37,11 @@
 pub mod adapters;
 #[doc(hidden)]
 pub mod bench;
+#[cfg(feature = "dlpack")]
+mod dlpack;
 mod driver;
 mod error;
+pub mod fleet;
 mod slot;
 
 use std::{
@@ -49,7 +52,7 @@ use std::{
 
 use cudarc::driver::sys;
 use rfdetr_post_core::{
-    DType, Detections, ImageMeta, MaskFormat, Tensor, TensorData, Tensors,
+    DType, Detections, ImageMeta, MaskFormat, Size, Tensor, TensorData, Tensors,
     plan::{DeviceInputs, DeviceLimits, Plan, PlanSpec, SELECT_KERNEL},
     request::Request,
     unpack::PackedResult,
@@ -59,9 +62,14 @@ use crate::{
     driver::{Context, DeviceBuffer, Module, OwnStream},
     slot::{Functions, Slot},
 };
+/// The crate whose managed tensors [`DeviceTensor::from_dlpack`] takes.
+#[cfg(feature = "dlpack")]
+pub use dlpark;
+
 pub use crate::{
     driver::{DeviceInfo, device_count, device_info},
     error::{Error, Result},
+    fleet::CudaFleet,
 };
 
 /// The kernels for devices before sm_90.
@@ -542,7 +550,11 @@ impl Answer<'_> {
         }
         let mut payload = Vec::new();
         if plan.payload_bytes > 0 {
-            let ranges = self.packed()?.map(|packed| payload_ranges(plan, &packed)).unwrap_or_default();
+            let ranges = self.packed()?.map(|packed| {
+                let image = |image| (packed.size(image), packed.header(image).num_detections);
+                payload_ranges(plan, (0..packed.num_images()).map(image))
+            });
+            let ranges = ranges.unwrap_or_default();
             payload.resize(ranges.iter().map(|range| range.1).max().unwrap_or(0), 0);
             self.slot.read_payload(&ranges, &mut payload)?;
         }
@@ -553,20 +565,62 @@ impl Answer<'_> {
     }
 }
 
-/// The parts of the payload that hold masks.
-fn payload_ranges(plan: &Plan, packed: &PackedResult<'_>) -> Vec<(usize, usize)> {
+/// The parts of the payload that were written, for images of these sizes and numbers of detections: every mask, without
+/// the bytes between its end and the next multiple of 16. One part where masks lie without a gap.
+fn payload_ranges(plan: &Plan, images: impl Iterator<Item = (Size, u32)>) -> Vec<(usize, usize)> {
     let (mask_h, mask_w) = plan.spec.shape.mask_grid.unwrap_or((0, 0));
-    (0..packed.num_images())
-        .filter_map(|image| {
-            let size = packed.size(image);
-            let bytes = match plan.spec.options.mask_format {
-                MaskFormat::Dense => size.area() as usize,
-                MaskFormat::BitPacked => size.width.div_ceil(32) as usize * 4 * size.height as usize,
-                _ => mask_h * mask_w * 4,
-            };
-            let start = image * plan.payload_image_bytes as usize;
-            let len = packed.header(image).num_detections as usize * bytes.next_multiple_of(16);
-            (len > 0).then_some((start, start + len))
-        })
-        .collect()
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for (image, (size, num_detections)) in images.enumerate() {
+        let bytes = match plan.spec.options.mask_format {
+            MaskFormat::Dense => size.area() as usize,
+            MaskFormat::BitPacked => size.width.div_ceil(32) as usize * 4 * size.height as usize,
+            _ => mask_h * mask_w * 4,
+        };
+        let first = image * plan.payload_image_bytes as usize;
+        for start in (0..num_detections as usize).map(|idx| first + idx * bytes.next_multiple_of(16)) {
+            match ranges.last_mut() {
+                Some((_, end)) if *end == start => *end = start + bytes,
+                _ => ranges.push((start, start + bytes)),
+            }
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rfdetr_post_core::{Options, request::ModelShape};
+
+    fn plan(mask_format: MaskFormat, mask_grid: (usize, usize)) -> Plan {
+        let shape = ModelShape { num_queries: 10, num_classes: 3, mask_grid: Some(mask_grid) };
+        let options = Options { mask_format, ..Options::default() };
+        let spec = PlanSpec { shape, max_batch: 3, max_image: Size::new(50, 40), options, mask_capacity: None };
+        Plan::new(spec, DeviceLimits::new(4)).unwrap()
+    }
+
+    /// Only what was written is copied: reading the gaps is reading uninitialized memory.
+    #[test]
+    fn copies_leave_out_the_gaps_between_masks() {
+        let dense = plan(MaskFormat::Dense, (6, 9));
+        let second = dense.payload_image_bytes as usize;
+        let ranges = |plan: &Plan, images: &[(Size, u32)]| payload_ranges(plan, images.iter().copied());
+        // 7 x 3 pixels: 21 bytes, 11 of a gap.
+        let got = ranges(&dense, &[(Size::new(7, 3), 2), (Size::new(50, 40), 0), (Size::new(5, 5), 1)]);
+        assert_eq!(got, [(0, 21), (32, 53), (2 * second, 2 * second + 25)]);
+        // 16 x 3: no gap, one copy.
+        let got = ranges(&dense, &[(Size::new(16, 3), 3), (Size::new(7, 3), 1)]);
+        assert_eq!(got, [(0, 144), (second, second + 21)]);
+        // An image that fills its room up to the next one's.
+        assert_eq!(second, 10 * 2000);
+        let got = ranges(&dense, &[(Size::new(50, 40), 10), (Size::new(50, 40), 2)]);
+        assert_eq!(got, [(0, 12 * 2000)]);
+        // 33 columns are 2 words a row: 24 bytes of 32.
+        let bits = plan(MaskFormat::BitPacked, (6, 9));
+        assert_eq!(ranges(&bits, &[(Size::new(33, 3), 2)]), [(0, 24), (32, 56)]);
+        // The grid is that of the model, whatever the image: 54 floats of 56.
+        let grid = plan(MaskFormat::GridLogits, (6, 9));
+        assert_eq!(ranges(&grid, &[(Size::new(7, 3), 2)]), [(0, 216), (224, 440)]);
+        assert_eq!(ranges(&grid, &[]), []);
+    }
 }

@@ -1,7 +1,9 @@
 //! A CUDA back end for requests of any size: plans again when one does not fit.
 
+use std::{panic::resume_unwind, thread};
+
 use rfdetr_post_core::{Detections, MaskFormat, Options, Request, Size, plan::PlanSpec, request::ModelShape};
-use rfdetr_post_cuda::{CudaConfig, CudaPostprocessor, DeviceChoice, Result};
+use rfdetr_post_cuda::{CudaConfig, CudaPostprocessor, DeviceChoice, Error, Result};
 
 /// The loaded kernels, and the plan of the last requests.
 #[derive(Debug)]
@@ -53,6 +55,17 @@ impl Gpu {
         self.planned = Some(CudaPostprocessor::new_beside(&self.loaded, self.config.clone())?);
         Ok(())
     }
+}
+
+/// A back end on each of these GPUs, made ready at the same time.
+pub fn fleet(ordinals: &[usize]) -> Result<Vec<Gpu>> {
+    if ordinals.is_empty() {
+        return Err(Error::Config { field: "devices", expected: "at least one", got: "none".to_string() });
+    }
+    thread::scope(|scope| {
+        let loading: Vec<_> = ordinals.iter().map(|&ordinal| scope.spawn(move || Gpu::on(ordinal))).collect();
+        loading.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }
 
 fn load(config: &CudaConfig) -> Result<CudaPostprocessor> {

@@ -82,6 +82,8 @@ enum Backend {
     Reference,
     #[cfg(feature = "cuda")]
     Cuda(Box<gpu::Gpu>),
+    #[cfg(feature = "cuda")]
+    CudaFleet(Vec<gpu::Gpu>),
 }
 
 impl From<Backend> for Postprocessor {
@@ -160,6 +162,18 @@ impl Postprocessor {
         Ok(Backend::Cuda(Box::new(gpu::Gpu::on(ordinal)?)).into())
     }
 
+    /// Several GPUs by their ordinals, for requests of any size: each batch is split by image over them, and the answer is
+    /// that of one GPU. A GPU that is named twice works on two parts at once. `cuda::fleet::usable_devices` lists all.
+    ///
+    /// Each GPU plans as in [`cuda_on`](Self::cuda_on). A queue of requests, each whole on one GPU, is for
+    /// `cuda::CudaFleet`.
+    ///
+    /// Errors: those of [`cuda_on`](Self::cuda_on), of the first GPU that has one; no ordinal at all.
+    #[cfg(feature = "cuda")]
+    pub fn cuda_fleet(ordinals: &[usize]) -> std::result::Result<Self, cuda::Error> {
+        Ok(Backend::CudaFleet(gpu::fleet(ordinals)?).into())
+    }
+
     /// Why [`auto`](Self::auto) took the CPU; none if it did not have to, or was not asked.
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
@@ -173,6 +187,8 @@ impl Postprocessor {
             Backend::Cpu(_) | Backend::Reference => {}
             #[cfg(feature = "cuda")]
             Backend::Cuda(gpu) => gpu.set_mask_capacity(capacity),
+            #[cfg(feature = "cuda")]
+            Backend::CudaFleet(gpus) => gpus.iter_mut().for_each(|gpu| gpu.set_mask_capacity(capacity)),
         }
     }
 
@@ -182,7 +198,7 @@ impl Postprocessor {
             Backend::Cpu(_) => "cpu",
             Backend::Reference => "reference",
             #[cfg(feature = "cuda")]
-            Backend::Cuda(_) => "cuda",
+            Backend::Cuda(_) | Backend::CudaFleet(_) => "cuda",
         }
     }
 
@@ -218,6 +234,12 @@ impl Postprocessor {
             Backend::Reference => *detections = reference::process(&request)?,
             #[cfg(feature = "cuda")]
             Backend::Cuda(gpu) => *detections = gpu.process(&request)?,
+            #[cfg(feature = "cuda")]
+            Backend::CudaFleet(gpus) => {
+                *detections = cuda::fleet::process_batch(gpus, &request, |gpu, tensors, metas| {
+                    gpu.process(&Request::new(*tensors, metas, options)?)
+                })?;
+            }
         }
         Ok(())
     }
@@ -297,5 +319,38 @@ mod tests {
             cuda::Error::NoDevice { ordinal, count } => assert_eq!(ordinal, count),
             error => assert!(count == 0 && !error.to_string().is_empty(), "{error}"),
         }
+    }
+
+    /// Where there is no driver, or no device, every way to a GPU says so in the same words, and so does the reason of
+    /// the CPU.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn without_a_gpu_every_way_to_one_says_why() {
+        let Err(expected) = cuda::device_info(0) else {
+            assert_eq!(Postprocessor::auto().fallback_reason(), None);
+            assert!(matches!(Postprocessor::cuda_fleet(&[]), Err(cuda::Error::Config { field: "devices", .. })));
+            return;
+        };
+        let spec = plan::PlanSpec {
+            shape: request::ModelShape { num_queries: 3, num_classes: 2, mask_grid: None },
+            max_batch: 1,
+            max_image: Size::new(60, 40),
+            options: Options::default(),
+            mask_capacity: None,
+        };
+        let config = cuda::CudaConfig::new(spec);
+        assert_eq!(Postprocessor::cuda_on(0).unwrap_err(), expected);
+        assert_eq!(Postprocessor::cuda(config.clone()).unwrap_err(), expected);
+        assert_eq!(Postprocessor::cuda_fleet(&[0, 0]).unwrap_err(), expected);
+        assert_eq!(cuda::CudaPostprocessor::new(config.clone()).unwrap_err(), expected);
+        assert_eq!(cuda::CudaFleet::new(&[0], config).unwrap_err(), expected);
+        let auto = Postprocessor::auto();
+        assert_eq!((auto.backend(), auto.fallback_reason()), ("cpu", Some(&*expected.to_string())));
+        let auto = Postprocessor::auto_with(CpuConfig::default()).unwrap();
+        assert_eq!(auto.fallback_reason(), Some(&*expected.to_string()));
+        // What one chose by hand has no such reason.
+        assert_eq!(Postprocessor::cpu().fallback_reason(), None);
+        let message = expected.to_string();
+        assert!(message.contains("driver") || message.contains("device"), "{message}");
     }
 }

@@ -1,6 +1,9 @@
 //! A program of a user: a request made by hand, on the CPU and, if there is one, on the GPU.
+//!
+//! `downstream [--device auto|cpu|cuda|fleet] [--out FILE]`: the answer of the device is compared with the reference's, and
+//! written to the file in full, so that files of two devices can be compared as bytes.
 
-use std::error::Error;
+use std::{error::Error, fmt::Write as _, fs};
 
 use rfdetr_post::{
     ClassLayout, Detections, ImageMeta, MaskFormat, MaskRef, Options, Postprocessor, ProcessError, Size, Tensor,
@@ -35,24 +38,41 @@ impl Outputs {
     }
 }
 
-/// A sum over everything that an answer holds.
-fn digest(detections: &Detections) -> u64 {
-    let mut sum = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |value: u64| sum = (sum ^ value).wrapping_mul(0x0100_0000_01b3);
-    for image in &detections.images {
-        for (idx, row) in image.rows.iter().enumerate() {
-            row.xyxy.iter().for_each(|x| add(x.to_bits().into()));
-            add(row.confidence.to_bits().into());
-            add(row.class_id as u64);
-            if let Some(MaskRef::Rle(text)) = image.mask(idx) {
-                text.iter().for_each(|&byte| add(byte.into()));
-            }
+/// Everything that an answer holds, to the last bit.
+fn shown(detections: &Detections) -> String {
+    let mut text = String::new();
+    for (image, detections) in detections.images.iter().enumerate() {
+        for (idx, row) in detections.rows.iter().enumerate() {
+            let mask = match detections.mask(idx) {
+                Some(MaskRef::Rle(text)) => String::from_utf8_lossy(text).into_owned(),
+                other => format!("{other:?}"),
+            };
+            let bits = row.xyxy.map(f32::to_bits);
+            let score = row.confidence.to_bits();
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{image} class {} score {score:08x} box {bits:08x?} mask {mask}", row.class_id);
         }
     }
-    sum
+    text
+}
+
+/// What the flags say: the device, and where to write the answer.
+fn flags() -> Result<(String, Option<String>), String> {
+    let (mut device, mut out) = ("auto".to_owned(), None);
+    let mut words = std::env::args().skip(1);
+    while let Some(flag) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{flag} has no value"))?;
+        match flag.as_str() {
+            "--device" => device = value,
+            "--out" => out = Some(value),
+            _ => return Err(format!("no flag {flag}: expected --device, --out")),
+        }
+    }
+    Ok((device, out))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let (device, out) = flags()?;
     let outputs = Outputs::new();
     let network = Size::new(48, 36);
     let metas = [
@@ -66,31 +86,45 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Options::default()
     };
 
-    let expected = Postprocessor::cpu().process(&outputs.tensors(), &metas, &options)?;
+    let expected = Postprocessor::reference().process(&outputs.tensors(), &metas, &options)?;
     let count: usize = expected.images.iter().map(|image| image.len()).sum();
-    println!("cpu: {count} detections, digest {:016x}", digest(&expected));
+    println!("{count} detections");
     if count == 0 {
         return Err("no detections: the example shows nothing".into());
     }
 
-    let mut auto = Postprocessor::auto();
-    println!(
-        "auto: {}{}",
-        auto.backend(),
-        auto.fallback_reason().map(|why| format!(", because: {why}")).unwrap_or_default()
-    );
-    // A room of 16 bytes a mask is too little on a GPU, and the error says what would do.
-    auto.set_mask_capacity(16);
-    let answer = match auto.process(&outputs.tensors(), &metas, &options) {
-        Err(ProcessError::Request(rfdetr_post::Error::Capacity { needed, .. })) => {
-            println!("auto: a mask needs {needed} bytes");
-            auto.set_mask_capacity(u32::try_from(needed)?);
-            auto.process(&outputs.tensors(), &metas, &options)?
-        }
-        answer => answer?,
+    let mut postprocessor = match device.as_str() {
+        "auto" => Postprocessor::auto(),
+        "cpu" => Postprocessor::cpu(),
+        // An error, where there is no GPU: whoever asks for one does not want to be given something else.
+        "cuda" => Postprocessor::cuda_on(0)?,
+        // One image on each of two GPUs; where there is only one, both on it.
+        "fleet" => Postprocessor::cuda_fleet(&[0, usize::from(cuda::device_count()? > 1)])?,
+        _ => return Err(format!("no device {device}: expected auto, cpu, cuda, fleet").into()),
     };
-    if digest(&answer) != digest(&expected) {
-        return Err(format!("{}: digest {:016x}", auto.backend(), digest(&answer)).into());
+    let why = postprocessor.fallback_reason().map(|why| format!(", because: {why}"));
+    println!("{device}: {}{}", postprocessor.backend(), why.unwrap_or_default());
+    // A room of 16 bytes a mask is too little on a GPU, and the error says what would do.
+    postprocessor.set_mask_capacity(16);
+    let mut num_errors = 0;
+    let answer = loop {
+        match postprocessor.process(&outputs.tensors(), &metas, &options) {
+            Err(ProcessError::Request(rfdetr_post::Error::Capacity { needed, .. })) => {
+                println!("{device}: a mask needs {needed} bytes");
+                postprocessor.set_mask_capacity(u32::try_from(needed)?);
+                num_errors += 1;
+            }
+            answer => break answer?,
+        }
+    };
+    if (num_errors > 0) != (postprocessor.backend() == "cuda") {
+        return Err(format!("{num_errors} capacity errors on {}", postprocessor.backend()).into());
+    }
+    if answer != expected {
+        return Err(format!("{}:\n{}expected:\n{}", postprocessor.backend(), shown(&answer), shown(&expected)).into());
+    }
+    if let Some(out) = out {
+        fs::write(out, shown(&answer))?;
     }
 
     // Errors have types: a GPU that is not there is no panic.

@@ -1,14 +1,14 @@
 //! A postprocessor for a request, and the comparison with the reference.
 
 use rfdetr_post_core::{
-    Detections, Error as CoreError, MaskFormat, Options, Request, Size,
+    Detections, Error as CoreError, MaskFormat, Options, Size,
     plan::{DeviceLimits, MIN_SHARED_BYTES, PlanSpec},
     request::ModelShape,
 };
 use rfdetr_post_cuda::{
     CudaConfig, CudaPostprocessor, DeviceChoice, DeviceInfo, Error, LaunchMode, Result, ResultPlace,
 };
-use rfdetr_post_tests::{case::RequestCase, compare, random::Random};
+use rfdetr_post_tests::{case::RequestCase, compare, random::Random, suite::text};
 
 /// The device, with the kernels loaded.
 #[derive(Debug)]
@@ -73,23 +73,6 @@ pub enum Verdict {
     Limit,
 }
 
-/// The plan for exactly this request.
-pub fn spec(case: &RequestCase, request: &Request<'_>) -> PlanSpec {
-    let side = |f: fn(Size) -> u32| case.metas.iter().map(|meta| f(meta.original)).max().unwrap_or(1);
-    PlanSpec {
-        shape: request.shape(),
-        max_batch: request.batch(),
-        max_image: Size::new(side(|size| size.width), side(|size| size.height)),
-        options: case.options.clone(),
-        mask_capacity: None,
-    }
-}
-
-/// A request's error as text.
-pub fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
 impl Gpu {
     /// Loads the kernels.
     pub fn new(info: &DeviceInfo, threads: usize) -> Result<Self> {
@@ -124,7 +107,7 @@ impl Gpu {
 
     /// A postprocessor for exactly the case.
     pub fn postprocessor_for(&self, case: &RequestCase, how: &How) -> Result<CudaPostprocessor> {
-        let mut spec = spec(case, &case.request()?);
+        let mut spec = case.plan_spec()?;
         if how.has_slack {
             spec.max_batch += 3;
             spec.max_image.width = (spec.max_image.width + 37).min(16_384);

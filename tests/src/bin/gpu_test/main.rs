@@ -9,21 +9,30 @@
 //! anything failed, and without a GPU it does fail.
 //!
 //! - [`parts`]: what needs no device pointers, through `process_host`;
+//! - [`adapters`]: tensors and streams of other crates;
+//! - [`fleet`]: several GPUs;
 //! - [`raw`]: tickets, streams and bad pointers, with memory and streams made by `cudarc`, as a user would;
-//! - [`judge`]: a postprocessor for a request, and the comparison;
-//! - [`tally`]: counts and failures of many cases on many threads.
+//! - [`judge`]: a postprocessor for a request, and the comparison.
 #![deny(unsafe_code)]
 
+mod adapters;
+mod fleet;
 mod judge;
 mod parts;
 mod raw;
-mod tally;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
 
 use clap::{Parser, Subcommand};
 use rfdetr_post_cuda::device_info;
-use rfdetr_post_tests::fixtures;
+use rfdetr_post_tests::{
+    fixtures,
+    suite::{self, Sum, text},
+    tally::Outcome,
+};
 
 use judge::Gpu;
 
@@ -64,6 +73,15 @@ enum Part {
     Overflow,
     /// Bad pointers, shapes, devices
     Errors,
+    /// Tensors and streams of cudarc's safe API, and DLPack's managed tensors
+    Adapters,
+    /// A batch and a queue over several GPUs; with one, over it several times
+    Fleet,
+    /// A kernel that breaks its context, in a process of its own
+    Broken,
+    /// The child of `broken`: ends with a broken context
+    #[command(hide = true)]
+    BrokenContext,
     /// The scores of torch CUDA in the upstream fixtures
     TorchScores,
 }
@@ -85,6 +103,9 @@ struct Fixtures {
     /// Small pictures and a third of the formats: for the sanitizers
     #[arg(long)]
     quick: bool,
+    /// A handful of small requests that run every kernel: for the slowest of the sanitizers
+    #[arg(long, conflicts_with = "quick")]
+    tiny: bool,
 }
 
 #[derive(clap::Args, Clone)]
@@ -121,23 +142,11 @@ struct Threads {
     seconds: u64,
 }
 
-/// What a part came to: its counts, or what is wrong.
-type Outcome = Result<String, String>;
-
-/// Folder of the fixtures: the flag's, one beside the program, one in the folder above, or the source tree's.
-fn find_fixtures(flag: Option<PathBuf>) -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
-    let beside = beside.iter().flat_map(|folder| [folder.join("fixtures"), folder.join("../fixtures")]);
-    let mut candidates = flag.into_iter().chain(beside).chain([fixtures::root()]);
-    candidates.find(|folder| folder.join("upstream").is_dir())
-}
-
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let mut sum = Sum::default();
-    match find_fixtures(flags.fixtures) {
-        Some(folder) => fixtures::set_root(folder),
-        None => sum.add("setup", || Err("no folder of fixtures: expected --fixtures DIR".to_string())),
+    if let Err(message) = suite::use_fixtures(flags.fixtures) {
+        sum.add("setup", || Err(message));
     }
     let threads = flags.threads.or_else(|| std::thread::available_parallelism().ok().map(|n| n.get().min(8)));
     let gpu =
@@ -155,13 +164,26 @@ fn main() -> ExitCode {
                 info.driver_version / 1000,
                 info.driver_version % 1000 / 10
             );
-            if sum.failed == 0 {
+            if sum.num_failed() == 0 {
                 run(&gpu, flags.part, &mut sum);
             }
         }
     }
-    println!("{} passed, {} failed", sum.passed, sum.failed);
-    ExitCode::from(u8::from(sum.failed > 0 || sum.passed == 0))
+    sum.finish()
+}
+
+/// Runs the part that breaks its context where it does no harm.
+fn broken(gpu: &Gpu) -> Outcome {
+    let program = std::env::current_exe().map_err(text)?;
+    let mut child = Command::new(program);
+    child.arg("broken-context").arg("--device").arg(gpu.device.to_string()).arg("--fixtures").arg(fixtures::root());
+    let output = child.output().map_err(text)?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let line = printed.lines().find_map(|line| line.strip_prefix("PASS broken-context: "));
+    match line {
+        Some(counts) if output.status.success() => Ok(counts.to_string()),
+        _ => Err(format!("{}: {printed}{}", output.status, String::from_utf8_lossy(&output.stderr))),
+    }
 }
 
 fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
@@ -171,6 +193,9 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
                 Part::Errors,
                 Part::Tickets,
                 Part::Overflow,
+                Part::Adapters,
+                Part::Fleet,
+                Part::Broken,
                 Part::TorchScores,
                 Part::Fixtures(all.fixtures),
                 Part::Repeats(all.repeats),
@@ -180,6 +205,7 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             ];
             parts.into_iter().for_each(|part| run(gpu, part, sum));
         }
+        Part::Fixtures(Fixtures { tiny: true, .. }) => sum.add("tiny", || parts::tiny(gpu)),
         Part::Fixtures(flags) => {
             sum.add("fixtures", || parts::fixtures(gpu, flags.quick));
             sum.add("edge-cases", || parts::edge_cases(gpu, flags.quick));
@@ -194,32 +220,13 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             sum.add("errors", || parts::errors(gpu));
             sum.add("pointer-errors", || raw::pointer_errors(gpu));
         }
-        Part::TorchScores => sum.add("torch-scores", || parts::torch_scores(gpu)),
-    }
-}
-
-/// The parts so far.
-#[derive(Default)]
-struct Sum {
-    passed: u32,
-    failed: u32,
-}
-
-impl Sum {
-    /// Runs a part and prints its line. A panic is a failure, too.
-    fn add(&mut self, name: &str, part: impl FnOnce() -> Outcome) {
-        let start = Instant::now();
-        let outcome = tally::caught(part);
-        let seconds = start.elapsed().as_secs_f64();
-        match outcome {
-            Ok(counts) => {
-                self.passed += 1;
-                println!("PASS {name}: {counts} ({seconds:.1} s)");
-            }
-            Err(message) => {
-                self.failed += 1;
-                println!("FAIL {name}: {message} ({seconds:.1} s)");
-            }
+        Part::Adapters => {
+            sum.add("cudarc", || adapters::cudarc(gpu));
+            sum.add("dlpack", || adapters::dlpack(gpu));
         }
+        Part::Broken => sum.add("broken", || broken(gpu)),
+        Part::BrokenContext => sum.add("broken-context", || raw::broken_context(gpu)),
+        Part::Fleet => sum.add("fleet", || fleet::fleet(gpu)),
+        Part::TorchScores => sum.add("torch-scores", || parts::torch_scores(gpu)),
     }
 }

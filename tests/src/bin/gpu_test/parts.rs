@@ -21,23 +21,11 @@ use rfdetr_post_tests::{
     fixtures::{Fixture, names},
     random::Random,
     strategies::{self, Limits},
+    suite::{FORMATS, text},
+    tally::{Outcome, Tally, parallel},
 };
 
-use crate::{
-    Outcome,
-    judge::{Gpu, How, Verdict, spec, text},
-    tally::{Tally, parallel},
-};
-
-/// All mask formats.
-const FORMATS: [MaskFormat; 6] = [
-    MaskFormat::None,
-    MaskFormat::Dense,
-    MaskFormat::BitPacked,
-    MaskFormat::GridLogits,
-    MaskFormat::Counts,
-    MaskFormat::Rle,
-];
+use crate::judge::{Gpu, How, Verdict};
 
 /// Pixels of a batch up to which a case is quick.
 const QUICK_AREA: u64 = 120_000;
@@ -113,6 +101,71 @@ pub fn fixtures(gpu: &Gpu, is_quick: bool) -> Outcome {
     tally.outcome()
 }
 
+/// A handful of small requests that run every kernel on every path, each once: for tools that slow the device down a
+/// thousandfold.
+pub fn tiny(gpu: &Gpu) -> Outcome {
+    let mut tally = Tally::default();
+    for (idx, (name, case)) in tiny_cases().into_iter().enumerate() {
+        // Few multiprocessors: as many blocks as have work, but as many threads in each as users get.
+        let how = How { limits: Some(DeviceLimits::new(4)), ..How::ALL[idx % 4] };
+        let (got, ..) = gpu.answer(&case, &how).map_err(|error| format!("{name}: {error}"))?;
+        compare::compare(&case.reference(), &got).map_err(|difference| format!("{name}, {how:?}: {difference}"))?;
+        tally.count("requests equal");
+        tally.count(format!("with {}", case.options.mask_format.name()));
+    }
+    tally.outcome()
+}
+
+/// The requests of [`tiny`] by name.
+fn tiny_cases() -> Vec<(String, RequestCase)> {
+    let few = |name: &str, mask_format: MaskFormat, max_detections: usize| {
+        let case = Fixture::load("torch_cpu", name).case.with_options(|options| {
+            options.mask_format = mask_format;
+            options.max_detections = Some(max_detections);
+        });
+        (format!("{name} as {}", mask_format.name()), case)
+    };
+    let mut cases: Vec<_> = FORMATS.iter().map(|&format| few("strange_masks_77x52", format, 3)).collect();
+    // Antialiased on both axes, and noise: the most transitions a column.
+    for mask_format in [MaskFormat::Rle, MaskFormat::Counts, MaskFormat::Dense, MaskFormat::BitPacked] {
+        cases.push(few("downscale_both_29x17", mask_format, 2));
+        cases.push(few("noise_masks_173x119", mask_format, 1));
+    }
+    // Pads, crops, and images of different sizes; both half types.
+    cases.push(few("batch3_mixed", MaskFormat::Rle, 2));
+    cases.push(few("batch3_mixed", MaskFormat::Dense, 1));
+    cases.push(few("f16_inputs", MaskFormat::Rle, 2));
+    cases.push(few("bf16_inputs", MaskFormat::BitPacked, 1));
+    for mask_format in [MaskFormat::Rle, MaskFormat::Dense] {
+        let fixture = Fixture::load("torch_cpu", "downscale_both_29x17");
+        let case = rf_detr(&fixture).with_options(|options| {
+            options.mask_format = mask_format;
+            options.max_detections = Some(2);
+        });
+        cases.push((format!("downscale_both_29x17 under rf_detr as {}", mask_format.name()), case));
+    }
+    // Records that do not travel with the arguments.
+    let (name, case) = few("grid_1x9", MaskFormat::Rle, 1);
+    cases.push((format!("{name}, 9 times"), tiled(&case.image(0), 9)));
+    cases.push(("radix select".to_string(), more_hits_than_places()));
+    cases
+}
+
+/// More pairs above the threshold than can be sorted at once, many of them equal.
+fn more_hits_than_places() -> RequestCase {
+    let (queries, classes) = (45, 31);
+    let mut random = Random::new(5);
+    let logits = (0..queries * classes).map(|_| (random.normal(-1.0, 2.0) * 4.0).round() / 4.0).collect();
+    let boxes = (0..queries * 4).map(|_| random.uniform(0.1, 0.9)).collect();
+    RequestCase {
+        boxes: OwnedTensor::new(boxes, &[1, queries, 4], DType::F32),
+        logits: OwnedTensor::new(logits, &[1, queries, classes], DType::F32),
+        masks: None,
+        metas: vec![ImageMeta::stretch(Size::new(97, 61), Size::new(56, 48)).expect("a plain stretch")],
+        options: Options { threshold: Thresholds::Scalar(-1.0), num_select: Some(50), ..Options::default() },
+    }
+}
+
 /// Every request of every named edge case, in its own format and in all others that it can have.
 pub fn edge_cases(gpu: &Gpu, is_quick: bool) -> Outcome {
     let run = |idx: u64, tally: &mut Tally| {
@@ -164,7 +217,7 @@ fn random_case(seed: u64, idx: u64) -> RequestCase {
 }
 
 /// The batch `times` times.
-fn tiled(case: &RequestCase, times: usize) -> RequestCase {
+pub fn tiled(case: &RequestCase, times: usize) -> RequestCase {
     let tile = |tensor: &OwnedTensor| {
         let data = match &tensor.data {
             OwnedData::F32(data) => OwnedData::F32(data.repeat(times)),
@@ -238,10 +291,25 @@ pub fn fuzz(gpu: &Gpu, num_cases: u64, seed: Option<u64>, only: Option<u64>) -> 
         judge(gpu, &case, &how, tally)
     };
     let name = |idx: u64| format!("--seed {seed} --case {idx}");
-    match only {
-        Some(idx) => parallel(1, 1, |_| name(idx), |_, tally| run(idx, tally)).outcome(),
-        None => parallel(num_cases, gpu.threads, name, run).outcome(),
+    let tally = match only {
+        Some(idx) => return parallel(1, 1, |_| name(idx), |_, tally| run(idx, tally)).outcome(),
+        None => parallel(num_cases, gpu.threads, name, run),
+    };
+    let missing: Vec<String> = fuzz_kinds().into_iter().filter(|kind| tally.get(kind) == 0).collect();
+    let outcome = tally.outcome()?;
+    // So many requests have everything in them; if they have not, the strategies have lost something.
+    if num_cases >= 2000 && !missing.is_empty() {
+        return Err(format!("no request {}; {outcome}", missing.join(", none ")));
     }
+    Ok(outcome)
+}
+
+/// What a long fuzz must have met.
+fn fuzz_kinds() -> Vec<String> {
+    let dtypes = [DType::F32, DType::F16, DType::Bf16].map(|dtype| format!("with {dtype:?}"));
+    let formats = FORMATS.map(|format| format!("with {}", format.name()));
+    let others = ["with a batch above 8", "with other block sizes", "under rf_detr", "under roboflow_inference"];
+    dtypes.into_iter().chain(formats).chain(others.map(String::from)).collect()
 }
 
 /// Queries and images of one request of [`sigmoid`]: each image is sorted whole, so every logit comes back.
@@ -368,7 +436,7 @@ pub fn overflow(gpu: &Gpu) -> Outcome {
         let expected = case.reference();
         let request = case.request().map_err(text)?;
         let run = |capacity: u32, how: &How| {
-            let mut spec = spec(&case, &request);
+            let mut spec = case.plan_spec()?;
             spec.mask_capacity = Some(capacity);
             let mut postprocessor = gpu.postprocessor(gpu.config(spec, how))?;
             let answer = postprocessor.process_host(request.tensors(), &case.metas);
@@ -451,7 +519,7 @@ pub fn errors(gpu: &Gpu) -> Outcome {
     let case =
         Fixture::load("upstream", "nano_312x176").case.with_options(|options| options.mask_format = MaskFormat::Rle);
     let request = case.request().map_err(text)?;
-    let good = spec(&case, &request);
+    let good = case.plan_spec().map_err(text)?;
     let config = gpu.config(good.clone(), &How::DEFAULT);
     let mut postprocessor = gpu.postprocessor(config.clone()).map_err(text)?;
     let mut tally = Tally::default();
@@ -538,6 +606,8 @@ pub fn errors(gpu: &Gpu) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use rfdetr_post_core::packed::{INLINE_IMAGES, MAX_SELECT};
+
     use super::*;
 
     /// What the device is to be compared on exists, is not refused, and is the same in every run.
@@ -551,6 +621,30 @@ mod tests {
             largest = largest.max(case.metas.len());
         }
         assert!(largest > 8, "no batch above the {} images that travel inline", 8);
+    }
+
+    /// The few requests of the slow tools still go everywhere.
+    #[test]
+    fn tiny_cases_run_every_path() {
+        let cases = tiny_cases();
+        assert!(cases.len() < 25, "{} are no handful", cases.len());
+        for mask_format in FORMATS {
+            assert!(cases.iter().any(|(_, case)| case.options.mask_format == mask_format), "{mask_format:?}");
+        }
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            assert!(cases.iter().any(|(_, case)| case.logits.dtype() == dtype), "{dtype:?}");
+        }
+        for semantics in [Semantics::rf_detr(), Semantics::roboflow_inference()] {
+            assert!(cases.iter().any(|(_, case)| case.options.semantics == semantics), "{semantics:?}");
+        }
+        assert!(cases.iter().any(|(_, case)| case.metas.len() > INLINE_IMAGES));
+        let largest = cases.iter().map(|(_, case)| case.logits.widened().len() / case.metas.len()).max();
+        assert!(largest > Some(MAX_SELECT as usize), "{largest:?} pairs are never more than fit the list");
+        for (name, case) in &cases {
+            let expected = case.reference();
+            assert!(expected.images.iter().all(|image| !image.is_empty()), "{name}: an image without detections");
+            assert!(area(case) < QUICK_AREA, "{name}");
+        }
     }
 
     /// Every named case but those of formulas alone asks the reference for something.

@@ -8,43 +8,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
-use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, Size, TensorData};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, result, sys};
+use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, MaskRef, Size};
 use rfdetr_post_cuda::{
-    CudaConfig, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream, Ticket,
-    device_count,
+    CudaConfig, CudaFleet, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream,
+    Ticket, device_count,
 };
 use rfdetr_post_tests::{
     case::{OwnedTensor, RequestCase},
     compare,
-    fixtures::Fixture,
     random::Random,
+    suite::{ensure, text, variants},
+    tally::{Outcome, Tally, parallel},
 };
 
-use crate::{
-    Outcome,
-    judge::{Gpu, How, spec, text},
-    tally::{Tally, parallel},
-};
+use crate::judge::{Gpu, How};
 
 /// A request's tensors in device memory.
 struct Uploaded {
     tensors: DeviceTensors,
-    _memory: Vec<CudaSlice<u8>>,
-}
-
-fn bytes(tensor: &OwnedTensor) -> &[u8] {
-    match tensor.borrow().data() {
-        TensorData::F32(data) => bytemuck::cast_slice(data),
-        TensorData::F16(data) => bytemuck::cast_slice(data),
-        TensorData::Bf16(data) => bytemuck::cast_slice(data),
-    }
+    memory: Vec<CudaSlice<u8>>,
 }
 
 fn upload(case: &RequestCase, stream: &Arc<CudaStream>) -> Result<Uploaded, String> {
     let mut memory = Vec::new();
     let mut one = |tensor: &OwnedTensor| -> Result<DeviceTensor, String> {
-        let slice = stream.clone_htod(bytes(tensor)).map_err(text)?;
+        let slice = stream.clone_htod(tensor.bytes()).map_err(text)?;
         let address = slice.device_ptr(stream).0;
         memory.push(slice);
         Ok(DeviceTensor { address, dtype: tensor.dtype() })
@@ -55,7 +44,7 @@ fn upload(case: &RequestCase, stream: &Arc<CudaStream>) -> Result<Uploaded, Stri
         masks: case.masks.as_ref().map(&mut one).transpose()?,
     };
     stream.synchronize().map_err(text)?;
-    Ok(Uploaded { tensors, _memory: memory })
+    Ok(Uploaded { tensors, memory })
 }
 
 fn raw_stream(stream: &CudaStream) -> Stream {
@@ -73,25 +62,6 @@ fn enqueue(
     unsafe { postprocessor.enqueue(&uploaded.tensors, metas, raw_stream(stream)) }
 }
 
-/// Three requests of one plan with different answers: the queries in other orders, with other scores.
-fn variants(mask_format: MaskFormat) -> Vec<RequestCase> {
-    let case = Fixture::load("upstream", "nano_312x176").case;
-    let case = case.with_options(|options| options.mask_format = mask_format);
-    let queries = case.logits.shape[1];
-    let variant = |shift: usize| {
-        let mut order: Vec<usize> = (0..queries).collect();
-        Random::new(shift as u64).shuffle(&mut order);
-        let mut case = case.clone();
-        case.boxes = case.boxes.permute_queries(&order);
-        case.masks = case.masks.as_ref().map(|masks| masks.permute_queries(&order));
-        let logits = case.logits.permute_queries(&order).widened();
-        let logits = logits.iter().map(|x| x - 0.21 * shift as f32).collect();
-        case.logits = OwnedTensor::new(logits, &case.logits.shape, DType::F32);
-        case
-    };
-    (0..3).map(variant).collect()
-}
-
 fn same(what: &str, expected: &Detections, got: Result<Detections, Error>) -> Result<(), String> {
     let got = got.map_err(|error| format!("{what}: {error}"))?;
     compare::compare(expected, &got).map_err(|difference| format!("{what}: {difference}"))
@@ -101,8 +71,39 @@ fn answer(ticket: &mut Ticket) -> Result<Detections, Error> {
     ticket.wait()?.detections()
 }
 
-fn ensure(is_so: bool, what: &str) -> Result<(), String> {
-    if is_so { Ok(()) } else { Err(what.to_string()) }
+/// Requests in the memory of one device, for a fleet.
+pub struct OnDevice {
+    /// The device.
+    pub device: usize,
+    stream: Arc<CudaStream>,
+    uploaded: Vec<Uploaded>,
+}
+
+impl OnDevice {
+    /// Uploads `cases`.
+    pub fn new(device: usize, cases: &[RequestCase]) -> Result<Self, String> {
+        let stream = CudaContext::new(device).and_then(|context| context.new_stream()).map_err(text)?;
+        let uploaded = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
+        Ok(Self { device, stream, uploaded })
+    }
+
+    /// Launches request `which` on the memory's device.
+    pub fn enqueue(&self, fleet: &mut CudaFleet, which: usize, metas: &[ImageMeta]) -> Result<Ticket, Error> {
+        self.enqueue_on(self.device, fleet, which, metas)
+    }
+
+    /// Launches request `which` and says that its memory is on `device`.
+    pub fn enqueue_on(
+        &self,
+        device: usize,
+        fleet: &mut CudaFleet,
+        which: usize,
+        metas: &[ImageMeta],
+    ) -> Result<Ticket, Error> {
+        // SAFETY: the tensors were uploaded with their shapes, and live until the test has waited for its tickets; a wrong
+        // device is refused before anything is launched.
+        unsafe { fleet.enqueue(device, &self.uploaded[which].tensors, metas, raw_stream(&self.stream)) }
+    }
 }
 
 /// Everything that one can do with tickets, for each launch mode and result place.
@@ -134,8 +135,7 @@ impl<'a> TicketRound<'a> {
         let expected = cases.iter().map(RequestCase::reference).collect();
         let stream = context.new_stream().map_err(text)?;
         let uploaded = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
-        let request = cases[0].request().map_err(text)?;
-        let config = CudaConfig { slots: 3, ..gpu.config(spec(&cases[0], &request), &how) };
+        let config = CudaConfig { slots: 3, ..gpu.config(cases[0].plan_spec().map_err(text)?, &how) };
         Ok(Self { gpu, context, config, cases, expected, stream, uploaded })
     }
 
@@ -161,6 +161,7 @@ impl<'a> TicketRound<'a> {
         self.outliving(tally)?;
         self.chained(tally)?;
         self.not_waiting(tally)?;
+        self.captured(tally)?;
         self.empty(tally)?;
         self.stream.synchronize().map_err(text)
     }
@@ -262,6 +263,21 @@ impl<'a> TicketRound<'a> {
                 let key = |row: &DetectionRow| (row.query_idx, row.class_id, row.confidence.to_bits(), row.mask_area);
                 ensure(key(row) == key(expected), "a row behind the event")?;
             }
+            for (idx, row) in rows.iter().enumerate() {
+                let (from, mask) = match expected.mask(idx) {
+                    Some(MaskRef::Rle(mask)) => (at.run_lengths_at + u64::from(row.mask_offset), mask),
+                    Some(MaskRef::Dense(mask)) => {
+                        (at.payload_at + (idx * mask.len().next_multiple_of(16)) as u64, mask)
+                    }
+                    None => continue,
+                    _ => return Err("a format that this test does not read".to_string()),
+                };
+                let mut got = vec![0xffu8; mask.len()];
+                copy(got.as_mut_ptr().cast(), from, got.len())?;
+                other.synchronize().map_err(text)?;
+                ensure(got == mask, &format!("the mask of row {idx} behind the event"))?;
+                tally.count("masks read on the device");
+            }
             tally.count("answers read on the device behind an event");
         }
         Ok(())
@@ -296,6 +312,44 @@ impl<'a> TicketRound<'a> {
         Ok(())
     }
 
+    /// A request captured into a graph of the caller's: each launch of it answers what is in the tensors by then. Only for
+    /// stream launches, and with the result on the host: an event that was captured cannot be asked.
+    fn captured(&self, tally: &mut Tally) -> Result<(), String> {
+        if (self.config.launch, self.config.result) != (LaunchMode::Stream, ResultPlace::Host) {
+            return Ok(());
+        }
+        let mut postprocessor = self.postprocessor()?;
+        let stream = self.context.new_stream().map_err(text)?;
+        let mut uploaded = upload(&self.cases[0], &stream)?;
+        // The pointers are checked before the capture, and kernels loaded.
+        let before = enqueue(&mut postprocessor, &uploaded, &self.cases[0].metas, &stream);
+        same("before the capture", &self.expected[0], before.and_then(|mut ticket| answer(&mut ticket)))?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).map_err(text)?;
+        let ticket = enqueue(&mut postprocessor, &uploaded, &self.cases[0].metas, &stream);
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags_enum(0)).map_err(text)?;
+        let (mut ticket, graph) = (ticket.map_err(text)?, graph.ok_or("nothing was captured")?);
+        for which in [0, 1, 2, 1] {
+            let case = &self.cases[which];
+            let tensors = [Some(&case.boxes), Some(&case.logits), case.masks.as_ref()];
+            for (tensor, memory) in tensors.into_iter().flatten().zip(&mut uploaded.memory) {
+                stream.memcpy_htod(tensor.bytes(), memory).map_err(text)?;
+            }
+            graph.launch().map_err(text)?;
+            // A ticket knows of its first launch only; behind later ones the stream is waited for.
+            stream.synchronize().map_err(text)?;
+            same("in a graph of the caller's", &self.expected[which], answer(&mut ticket))?;
+            tally.count("answers of a captured request");
+        }
+        drop(graph);
+        drop(ticket);
+        same(
+            "after the capture",
+            &self.expected[2],
+            self.enqueue(&mut postprocessor, 2).and_then(|mut t| answer(&mut t)),
+        )
+    }
+
     fn empty(&self, tally: &mut Tally) -> Result<(), String> {
         let mut postprocessor = self.postprocessor()?;
         let mut ticket = enqueue(&mut postprocessor, &self.uploaded[0], &[], &self.stream).map_err(text)?;
@@ -319,7 +373,7 @@ pub fn threads(gpu: &Gpu, seconds: u64) -> Outcome {
         let expected: Vec<_> = cases.iter().map(RequestCase::reference).collect();
         let stream = context.new_stream().map_err(text)?;
         let uploaded: Vec<_> = cases.iter().map(|case| upload(case, &stream)).collect::<Result<_, _>>()?;
-        let spec = spec(&cases[0], &cases[0].request().map_err(text)?);
+        let spec = cases[0].plan_spec().map_err(text)?;
         let config = CudaConfig { slots: 3, ..gpu.config(spec, &how) };
         // Half of the threads load the kernels themselves.
         let made = if thread.is_multiple_of(2) { gpu.postprocessor(config) } else { CudaPostprocessor::new(config) };
@@ -350,12 +404,11 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     let expected = case.reference();
     let uploaded = upload(&case, &stream)?;
     let good = uploaded.tensors;
-    let request = case.request().map_err(text)?;
     let how = How { launch: LaunchMode::Graph, result: ResultPlace::Host, ..How::DEFAULT };
-    let mut postprocessor = gpu.postprocessor(gpu.config(spec(&case, &request), &how)).map_err(text)?;
-    let on_host = vec![0u8; bytes(&case.logits).len() + 16];
+    let mut postprocessor = gpu.postprocessor(gpu.config(case.plan_spec().map_err(text)?, &how)).map_err(text)?;
+    let on_host = vec![0u8; case.logits.bytes().len() + 16];
     let host_address = (on_host.as_ptr() as u64).next_multiple_of(16);
-    let too_small = stream.alloc_zeros::<u8>(bytes(&case.logits).len() - 4).map_err(text)?;
+    let too_small = stream.alloc_zeros::<u8>(case.logits.bytes().len() - 4).map_err(text)?;
     let too_small_at = too_small.device_ptr(&stream).0;
 
     let mut tally = Tally::default();
@@ -379,7 +432,7 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     expect("host logits", is_elsewhere, DeviceTensors { logits: at(host_address, DType::F32), ..good }, metas);
     let is_short = |error: &Error| matches!(error, Error::Allocation { field: "logits", .. });
     expect("short logits", is_short, DeviceTensors { logits: at(too_small_at, DType::F32), ..good }, metas);
-    let past = at(good.logits.address + bytes(&case.logits).len() as u64 - 64, DType::F32);
+    let past = at(good.logits.address + case.logits.bytes().len() as u64 - 64, DType::F32);
     expect("logits from their end", is_short, DeviceTensors { logits: past, ..good }, metas);
     let is_missing = |error: &Error| matches!(error, Error::Request(CoreError::MasksMissing { .. }));
     expect("no masks", is_missing, DeviceTensors { masks: None, ..good }, metas);
@@ -390,7 +443,7 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     if device_count().map_err(text)? > 1 {
         let other = CudaContext::new(usize::from(gpu.device == 0)).map_err(text)?;
         let other_stream = other.new_stream().map_err(text)?;
-        let there = other_stream.alloc_zeros::<u8>(bytes(&case.logits).len()).map_err(text)?;
+        let there = other_stream.alloc_zeros::<u8>(case.logits.bytes().len()).map_err(text)?;
         let logits = at(there.device_ptr(&other_stream).0, DType::F32);
         expect("logits on another device", is_elsewhere, DeviceTensors { logits, ..good }, metas);
     } else {
@@ -400,4 +453,42 @@ pub fn pointer_errors(gpu: &Gpu) -> Outcome {
     same("after the errors", &expected, ticket.and_then(|mut ticket| answer(&mut ticket)))?;
     tally.count("answers after them");
     tally.outcome()
+}
+
+/// Bytes of an allocation that is unmapped when it is freed, not kept for the next one.
+const LARGE_BYTES: usize = 256 << 20;
+
+/// A kernel reads memory that is gone, which breaks the context for good: each call says so by an error of its type, and
+/// nothing panics or hangs. For a process of its own.
+pub fn broken_context(gpu: &Gpu) -> Outcome {
+    let context = CudaContext::new(gpu.device).map_err(text)?;
+    let stream = context.new_stream().map_err(text)?;
+    let case = variants(MaskFormat::Rle).remove(0);
+    let mut uploaded = upload(&case, &stream)?;
+    // SAFETY: as large as said, and freed once.
+    let logits_at = unsafe { result::malloc_sync(LARGE_BYTES) }.map_err(text)?;
+    // SAFETY: the allocation is larger than the logits.
+    unsafe { result::memcpy_htod_sync(logits_at, case.logits.bytes()) }.map_err(text)?;
+    uploaded.tensors.logits = DeviceTensor { address: logits_at, dtype: DType::F32 };
+    let config = gpu.config(case.plan_spec().map_err(text)?, &How::DEFAULT);
+    let mut postprocessor = gpu.postprocessor(CudaConfig { slots: 2, ..config.clone() }).map_err(text)?;
+    let good = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream);
+    same("before", &case.reference(), good.and_then(|mut ticket| answer(&mut ticket)))?;
+    stream.synchronize().map_err(text)?;
+    // SAFETY: allocated above. That it is read again is the fault that this test is about.
+    unsafe { result::free_sync(logits_at) }.map_err(text)?;
+    let is_sticky = |error: &Error| matches!(error, Error::Driver { is_sticky: true, .. });
+    // Pointers that were checked for the request before are not checked again, so the kernel is what finds out.
+    let mut ticket = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream).map_err(text)?;
+    match answer(&mut ticket) {
+        Err(error) if is_sticky(&error) => println!("  a broken context: {error}"),
+        other => return Err(format!("a kernel that reads freed memory: {:?}", other.map(drop))),
+    }
+    ensure(matches!(answer(&mut ticket), Err(error) if is_sticky(&error)), "waiting again is no error")?;
+    let next = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream).and_then(|mut ticket| answer(&mut ticket));
+    ensure(matches!(next, Err(Error::Driver { .. })), &format!("the next request: {:?}", next.map(drop)))?;
+    let another = CudaPostprocessor::new(config);
+    ensure(matches!(another, Err(Error::Driver { .. })), &format!("another one: {:?}", another.map(drop)))?;
+    drop((ticket, postprocessor));
+    Ok("4 errors, of which the first two are sticky".to_string())
 }

@@ -1,4 +1,4 @@
-//! Counts and failures of many cases, on many threads.
+//! Counts and failures of many cases, on many threads, and the lines that programs print of them.
 
 use std::{
     any::Any,
@@ -11,7 +11,8 @@ use std::{
     thread,
 };
 
-use crate::Outcome;
+/// What a part of a suite came to: its counts, or what is wrong.
+pub type Outcome = Result<String, String>;
 
 /// Failures that are printed one by one.
 const SHOWN: u64 = 20;
