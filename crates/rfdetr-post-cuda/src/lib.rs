@@ -53,6 +53,7 @@ use std::{
 use cudarc::driver::sys;
 use rfdetr_post_core::{
     DType, Detections, ImageMeta, MaskFormat, Size, Tensor, TensorData, Tensors,
+    packed::{DetectionRow, ImageHeader, ResultHeader},
     plan::{DeviceInputs, DeviceLimits, Plan, PlanSpec, SELECT_KERNEL},
     request::Request,
     unpack::PackedResult,
@@ -469,8 +470,9 @@ impl Ticket {
     pub fn wait(&mut self) -> Result<Answer<'_>> {
         let Some(slot) = &mut self.slot else { unreachable!("a ticket has a slot until it is dropped") };
         let plan = &self.inner.plan;
-        slot.wait(plan.result.bytes as usize)?;
+        slot.wait()?;
         let mut answer = Answer { slot, plan };
+        answer.fetch()?;
         answer.packed()?;
         Ok(answer)
     }
@@ -538,8 +540,23 @@ impl Answer<'_> {
         if self.slot.metas.is_empty() {
             return Ok(None);
         }
-        let (bytes, metas) = self.slot.wait(self.plan.result.bytes as usize)?;
+        let (bytes, metas) = self.slot.result(self.plan.result.bytes as usize);
         Ok(Some(PackedResult::new(self.plan, metas, bytes)?))
+    }
+
+    /// Copies a result that is on the device, as far as it was written: first the headers, which say how many rows there
+    /// are, then the rows, which say where their run lengths are, then those.
+    fn fetch(&mut self) -> Result<()> {
+        let plan = self.plan;
+        if self.slot.metas.is_empty() || !self.slot.has_result_on_device() {
+            return Ok(());
+        }
+        self.slot.fetch(&header_ranges(plan, self.slot.metas.len()))?;
+        for ranges in [row_ranges, run_length_ranges] {
+            let ranges = self.packed()?.map(|packed| ranges(plan, &packed)).unwrap_or_default();
+            self.slot.fetch(&ranges)?;
+        }
+        Ok(())
     }
 
     /// Decodes everything; masks that stayed on the device are copied.
@@ -563,6 +580,46 @@ impl Answer<'_> {
             None => Ok(Detections::default()),
         }
     }
+}
+
+/// The parts of the result that hold headers of `batch` images.
+fn header_ranges(plan: &Plan, batch: usize) -> [(usize, usize); 2] {
+    let headers = plan.result.headers as usize;
+    [(0, size_of::<ResultHeader>()), (headers, headers + batch * size_of::<ImageHeader>())]
+}
+
+/// The parts of the result that hold rows. Needs the headers.
+fn row_ranges(plan: &Plan, packed: &PackedResult<'_>) -> Vec<(usize, usize)> {
+    let row = size_of::<DetectionRow>();
+    let of_image = |image| {
+        let start = plan.result.rows as usize + image * plan.max_detections as usize * row;
+        let end = start + packed.header(image).num_detections as usize * row;
+        (end > start).then_some((start, end))
+    };
+    (0..packed.num_images()).filter_map(of_image).collect()
+}
+
+/// The parts of the result that hold run lengths. Needs headers and rows.
+fn run_length_ranges(plan: &Plan, packed: &PackedResult<'_>) -> Vec<(usize, usize)> {
+    let element = match plan.spec.options.mask_format {
+        MaskFormat::Rle => 1,
+        MaskFormat::Counts => 4,
+        _ => return Vec::new(),
+    };
+    let image_len = plan.mask_capacity as usize * plan.max_detections as usize;
+    let mut ranges = Vec::new();
+    for image in 0..packed.num_images() {
+        for idx in 0..packed.header(image).num_detections as usize {
+            let row = packed.row(image, idx);
+            let start = plan.result.masks as usize + (image * image_len + row.mask_offset as usize) * element;
+            let end = start + row.mask_len as usize * element;
+            // A row that points elsewhere is damaged; decoding says so.
+            if row.mask_len > 0 && end as u64 <= plan.result.bytes {
+                ranges.push((start, end));
+            }
+        }
+    }
+    ranges
 }
 
 /// The parts of the payload that were written, for images of these sizes and numbers of detections: every mask, without
@@ -622,5 +679,39 @@ mod tests {
         let grid = plan(MaskFormat::GridLogits, (6, 9));
         assert_eq!(ranges(&grid, &[(Size::new(7, 3), 2)]), [(0, 216), (224, 440)]);
         assert_eq!(ranges(&grid, &[]), []);
+    }
+
+    /// A result of three images, of which each part is copied as soon as the parts before it say where it is.
+    #[test]
+    fn copies_of_a_result_leave_out_what_was_not_written() {
+        for (mask_format, element) in [(MaskFormat::Rle, 1), (MaskFormat::Counts, 4), (MaskFormat::Dense, 0)] {
+            let plan = plan(mask_format, (6, 9));
+            let metas = [ImageMeta::stretch(Size::new(50, 40), Size::new(36, 24)).unwrap(); 3];
+            assert_eq!(header_ranges(&plan, 3), [(0, 16), (64, 64 + 96)]);
+            assert_eq!(header_ranges(&plan, 1)[1], (64, 96));
+
+            let mut bytes = vec![0; plan.result.bytes as usize];
+            let mut put = |at: usize, record: &[u8]| bytes[at..at + record.len()].copy_from_slice(record);
+            let header = ResultHeader { sequence: 1, num_images: 3, num_detections: 3, reserved: 0 };
+            put(0, bytemuck::bytes_of(&header));
+            let num_detections = [2u32, 0, 1];
+            for (image, num_detections) in num_detections.into_iter().enumerate() {
+                let header = ImageHeader { num_detections, ..bytemuck::Zeroable::zeroed() };
+                put(64 + 32 * image, bytemuck::bytes_of(&header));
+            }
+            let rows = plan.result.rows as usize;
+            let capacity = plan.mask_capacity;
+            for (image, idx, mask_len) in [(0, 0, 7), (0, 1, 0), (2, 0, 3)] {
+                let row = DetectionRow { mask_offset: idx as u32 * capacity, mask_len, ..Default::default() };
+                put(rows + 64 * (10 * image + idx), bytemuck::bytes_of(&row));
+            }
+            let packed = PackedResult::new(&plan, &metas, &bytes).unwrap();
+            assert_eq!(row_ranges(&plan, &packed), [(rows, rows + 128), (rows + 64 * 20, rows + 64 * 21)]);
+            let masks = plan.result.masks as usize;
+            let third = masks + 2 * 10 * capacity as usize * element;
+            let expected = [(masks, masks + 7 * element), (third, third + 3 * element)];
+            let expected = if element > 0 { &expected[..] } else { &[] };
+            assert_eq!(run_length_ranges(&plan, &packed), expected);
+        }
     }
 }

@@ -301,10 +301,10 @@ impl Slot {
         Ok(ended)
     }
 
-    /// Waits until the work has ended, and returns the packed result and its images.
+    /// Waits until the work has ended.
     ///
     /// Errors: what the stream says.
-    pub fn wait(&mut self, len: usize) -> Result<(&[u8], &[ImageMeta])> {
+    pub fn wait(&mut self) -> Result<()> {
         let mut spins = 0u32;
         while !self.is_ready()? {
             spins += 1;
@@ -313,15 +313,34 @@ impl Slot {
             }
             std::hint::spin_loop();
         }
-        let bytes = match &mut self.result {
+        Ok(())
+    }
+
+    /// The host's bytes of the packed result, `len` of them, and the images of the request, which has ended. A result that
+    /// is on the device is here as far as [`fetch`](Self::fetch) has copied it.
+    pub fn result(&self, len: usize) -> (&[u8], &[ImageMeta]) {
+        debug_assert!(!self.in_flight, "the device may still write");
+        let bytes = match &self.result {
             // SAFETY: the device has written everything, and writes nothing until the next launch, which needs the slot.
             ResultBuffer::Host(buffer) => unsafe { std::slice::from_raw_parts(buffer.host(), len) },
-            ResultBuffer::Device(buffer, copy) => {
-                buffer.read(0, copy)?;
-                copy
-            }
+            ResultBuffer::Device(_, copy) => copy,
         };
-        Ok((bytes, &self.metas))
+        (bytes, &self.metas)
+    }
+
+    /// Copies these parts of a result that is on the device; nothing for one on the host. Waits.
+    pub fn fetch(&mut self, ranges: &[(usize, usize)]) -> Result<()> {
+        match &mut self.result {
+            ResultBuffer::Host(_) => Ok(()),
+            ResultBuffer::Device(buffer, copy) => {
+                ranges.iter().try_for_each(|&(start, end)| buffer.read(start, &mut copy[start..end]))
+            }
+        }
+    }
+
+    /// Whether the result is on the device.
+    pub fn has_result_on_device(&self) -> bool {
+        matches!(self.result, ResultBuffer::Device(..))
     }
 
     /// An error if the stream has one, or if it is idle and the result still missing.
