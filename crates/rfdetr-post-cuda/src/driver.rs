@@ -69,10 +69,13 @@ pub(crate) fn init() -> Result<()> {
         }
         let mut version = 0;
         // SAFETY: the first calls of any program; they exist since CUDA 2.
-        unsafe {
-            cu!(cuInit(0))?;
-            cu!(cuDriverGetVersion(&mut version))?;
+        let started = unsafe { sys::cuInit(0) };
+        if started == sys::CUresult::CUDA_ERROR_NO_DEVICE {
+            return Err(Error::NoDevice { ordinal: 0, count: 0 });
         }
+        check("cuInit", started)?;
+        // SAFETY: as above.
+        unsafe { cu!(cuDriverGetVersion(&mut version))? };
         if version < MIN_DRIVER {
             return Err(Error::DriverTooOld { got: version, expected: MIN_DRIVER });
         }
@@ -83,7 +86,7 @@ pub(crate) fn init() -> Result<()> {
 
 /// Number of devices that the driver lists.
 ///
-/// Errors: [`Error::NoDriver`], [`Error::DriverTooOld`].
+/// Errors: [`Error::NoDriver`], [`Error::DriverTooOld`]; [`Error::NoDevice`] where the driver starts without any.
 pub fn device_count() -> Result<usize> {
     init()?;
     let mut count = 0;
