@@ -315,6 +315,15 @@ impl DeviceBuffer {
             .with(|| unsafe { cu!(cuMemcpyHtoD_v2(self.address + offset as u64, bytes.as_ptr().cast(), bytes.len())) })
     }
 
+    /// Copies bytes to the start of the buffer, behind what is on `stream`. They may be changed or freed afterwards.
+    pub fn write_on(&self, stream: &OwnStream, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= self.len, "the copy stays inside the buffer");
+        // SAFETY: inside the buffer, checked above; the driver takes pageable memory over before it returns.
+        self.context.with(|| unsafe {
+            cu!(cuMemcpyHtoDAsync_v2(self.address, bytes.as_ptr().cast(), bytes.len(), stream.handle()))
+        })
+    }
+
     /// Copies bytes from the device and waits.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
         assert!(offset + bytes.len() <= self.len, "the copy stays inside the buffer");

@@ -352,7 +352,8 @@ impl CudaPostprocessor {
                 TensorData::F16(data) => bytemuck::cast_slice(data),
                 TensorData::Bf16(data) => bytemuck::cast_slice(data),
             };
-            buffer.write(0, bytes)?;
+            // On the stream of the request, which does not wait for copies of the default stream.
+            buffer.write_on(&inputs.stream, bytes)?;
             Ok::<_, Error>(DeviceTensor { address: buffer.address(), dtype: tensor.data().dtype() })
         };
         let device_tensors = DeviceTensors {
@@ -364,7 +365,7 @@ impl CudaPostprocessor {
             },
         };
         let stream = Stream(inputs.stream.handle().cast());
-        // SAFETY: the copies above are done, as large as the checked shapes say, and ours until the answer is there.
+        // SAFETY: the copies above are on the stream, as large as the checked shapes say, and ours until the answer is there.
         unsafe { self.process(&device_tensors, metas, stream) }
     }
 
