@@ -6,24 +6,28 @@ use rfdetr_post_core::packed::{
 
 use crate::simt::math;
 
-/// The box of one query, `cxcywh` normalised, in pixels of the original image, `xyxy`.
+/// Coordinate `i` (left, top, right, bottom) of the box of one query, `cxcywh` normalised, in pixels of the original image.
 ///
 /// Source: spec 4, variants A and D.
 #[inline(always)]
-pub fn decode(cxcywh: [f32; 4], record: &ImageRecord, flags: u32) -> [f32; 4] {
+pub fn decode(cxcywh: [f32; 4], record: &ImageRecord, flags: u32, i: u32) -> f32 {
     let [cx, cy, w, h] = cxcywh;
-    let clamps = flags & FLAG_CLAMP_SIZES != 0;
+    let is_x = i.is_multiple_of(2);
+    let (center, size) = if is_x { (cx, w) } else { (cy, h) };
     // A comparison, so that NaN stays NaN.
-    let half = |size: f32| 0.5 * if clamps && size < 0.0 { 0.0 } else { size };
-    let (half_w, half_h) = (half(w), half(h));
-    let (width, height) = (record.width as f32, record.height as f32);
-    let x = |corner| {
-        place(corner, width, record.frame_w, record.pad_left, record.box_scale_x, record.crop_x, record, flags)
-    };
-    let y = |corner| {
-        place(corner, height, record.frame_h, record.pad_top, record.box_scale_y, record.crop_y, record, flags)
-    };
-    [x(cx - half_w), y(cy - half_h), x(cx + half_w), y(cy + half_h)]
+    let half = 0.5 * if flags & FLAG_CLAMP_SIZES != 0 && size < 0.0 { 0.0 } else { size };
+    let corner = if i < 2 { center - half } else { center + half };
+    let pick = |x: f32, y: f32| if is_x { x } else { y };
+    place(
+        corner,
+        pick(record.width as f32, record.height as f32),
+        pick(record.frame_w, record.frame_h),
+        pick(record.pad_left, record.pad_top),
+        pick(record.box_scale_x, record.box_scale_y),
+        pick(record.crop_x, record.crop_y),
+        record,
+        flags,
+    )
 }
 
 /// One corner along one axis.

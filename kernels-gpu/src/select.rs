@@ -19,17 +19,18 @@
 use rfdetr_post_core::packed::{
     DONE_SHIFT, DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT,
     NO_QUERY, ResultHeader, SelectArgs,
-    shared::{COUNTERS, SCAN, select as layout},
+    shared::{COUNTERS, select as layout},
 };
 
 use crate::{
     boxes,
     inputs::{load_element, load_record},
-    scan::{block_exclusive_add, div_rem, warp_inclusive_add},
+    scan::{div_rem, warp_inclusive_add},
     score,
     simt::{
         fence,
         global::Global,
+        math,
         params::Params,
         shared::Shared,
         thread,
@@ -46,7 +47,8 @@ const HEALTH: u32 = 1;
 const DIGIT: u32 = 6;
 const ABOVE: u32 = 7;
 const IN_DIGIT: u32 = 8;
-const NUM_COUNTERS: u32 = 9;
+const FOUND: u32 = 9;
+const NUM_COUNTERS: u32 = 10;
 
 /// Rank order as an integer: NaN highest, then larger scores, then smaller indices. Distinct for distinct pairs.
 #[inline(always)]
@@ -74,90 +76,111 @@ impl Candidates {
     /// The key of a hit, or 0: no hit has that key, whose low half is the inverse of an index below 2^31.
     #[inline(always)]
     fn hit_key(&self, logit: f32, k: u32) -> u64 {
-        if self.uses_torch {
+        let is_hit = if self.uses_torch {
             let score = score::torch_sigmoid(logit);
-            if score > self.min_threshold || logit.is_nan() { rank_key(score, k) } else { 0 }
-        } else if logit >= self.min_logit || logit.is_nan() {
-            rank_key(score::portable_sigmoid(logit), k)
+            if score > self.min_threshold || logit.is_nan() {
+                return rank_key(score, k);
+            }
+            false
         } else {
-            0
+            self.is_above(logit)
+        };
+        if is_hit { rank_key(score::portable_sigmoid(logit), k) } else { 0 }
+    }
+
+    /// Whether a logit is a hit by its portable score.
+    #[inline(always)]
+    fn is_above(&self, logit: f32) -> bool {
+        logit >= self.min_logit || logit.is_nan()
+    }
+
+    /// Whether a logit is no hit and is counted nowhere. False for NaN, and always if the bound is NaN or minus infinity.
+    #[inline(always)]
+    fn is_dull(&self, logit: f32) -> bool {
+        logit >= f32::MIN && logit < self.low
+    }
+
+    #[inline(always)]
+    fn are_dull(&self, [a, b, c, d]: [f32; 4]) -> bool {
+        self.is_dull(a) && self.is_dull(b) && self.is_dull(c) && self.is_dull(d)
+    }
+
+    /// Four logits from pair `4 * v` on; minus one behind the last pair.
+    ///
+    /// # Safety
+    /// As [`select`].
+    #[inline(always)]
+    unsafe fn load_four(&self, v: u32) -> [f32; 4] {
+        let k = 4 * v;
+        // SAFETY: the pairs are of this image.
+        unsafe {
+            if self.is_vector {
+                return self.load_vector(v);
+            }
+            let load = |k: u32| {
+                if k < self.num_pairs { load_element(self.logits_at, self.dtype, self.first + k as usize) } else { -1.0 }
+            };
+            [load(k), load(k + 1), load(k + 2), load(k + 3)]
         }
     }
 
-    /// Whether a logit may be a hit, or is counted for the health record.
-    #[inline(always)]
-    fn is_interesting(&self, logit: f32) -> bool {
-        // True for NaN, and for every logit if the bound is NaN or minus infinity.
-        !(logit >= f32::MIN && logit < self.low)
-    }
-
-    /// The interesting ones of four logits from pair `4 * v` on.
+    /// [`load_four`](Self::load_four) of a vector.
     ///
     /// # Safety
     /// As [`select`]; the logits are a vector.
     #[inline(always)]
-    unsafe fn load_four(&self, v: u32) -> [f32; 4] {
+    unsafe fn load_vector(&self, v: u32) -> [f32; 4] {
         if 4 * v >= self.num_pairs {
-            return [0.0; 4];
+            return [-1.0; 4];
         }
         // SAFETY: the pairs are of this image, whose number is a multiple of four.
         unsafe { Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize) }
     }
 
-    /// A logit; zero behind the last pair.
-    ///
-    /// # Safety
-    /// As [`select`].
-    #[inline(always)]
-    unsafe fn load(&self, k: u32) -> f32 {
-        if k >= self.num_pairs {
-            return 0.0;
-        }
-        // SAFETY: the pair is one of this image.
-        unsafe { load_element(self.logits_at, self.dtype, self.first + k as usize) }
-    }
-
-    /// Calls `visit(k, logit, exists)` for every pair that may be a hit, and for some others, in all lanes of a warp
-    /// together.
+    /// Calls `visit(k, logit, exists)` for every pair that may be a hit or is counted, and for some others, in all lanes of
+    /// a warp together.
     ///
     /// # Safety
     /// The logits are those that the launcher vouched for.
     #[inline(always)]
     unsafe fn for_each(&self, mut visit: impl FnMut(u32, f32, bool)) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let num_loads = if self.is_vector { self.num_pairs / 4 } else { self.num_pairs };
+        let num_fours = self.num_pairs.div_ceil(4);
         let mut base = 0;
-        while base < num_loads {
-            // All loads are issued before the first is used. Written out: an array would have to be indexed.
+        while base < num_fours {
             let v = base + tid;
-            let interesting = |logit: f32, bit: u32| (self.is_interesting(logit) as u32) << bit;
-            let mut interesting = if self.is_vector {
-                let four = |[a, b, c, d]: [f32; 4], bit: u32| {
-                    interesting(a, bit) | interesting(b, bit + 1) | interesting(c, bit + 2) | interesting(d, bit + 3)
-                };
+            let mut fours = 0;
+            if self.is_vector {
+                // All loads are issued before the first is used. Written out: an array would have to be indexed.
                 // SAFETY: the caller vouches for the logits.
-                let load = |i: u32| unsafe { self.load_four(v + i * block) };
+                let load = |i: u32| unsafe { self.load_vector(v + i * block) };
                 let (x0, x1, x2, x3, x4, x5, x6, x7) =
                     (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
-                let low = four(x0, 0) | four(x1, 4) | four(x2, 8) | four(x3, 12);
-                low | four(x4, 16) | four(x5, 20) | four(x6, 24) | four(x7, 28)
+                let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
+                fours |= four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3);
+                fours |= four(x4, 4) | four(x5, 5) | four(x6, 6) | four(x7, 7);
             } else {
-                // SAFETY: the caller vouches for the logits.
-                let load = |i: u32| unsafe { self.load(v + i * block) };
-                let (x0, x1, x2, x3, x4, x5, x6, x7) =
-                    (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
-                let low = interesting(x0, 0) | interesting(x1, 1) | interesting(x2, 2) | interesting(x3, 3);
-                low | interesting(x4, 4) | interesting(x5, 5) | interesting(x6, 6) | interesting(x7, 7)
-            };
+                let mut i = 0;
+                while i < math::opaque(UNROLL) {
+                    // SAFETY: as above.
+                    fours |= (!self.are_dull(unsafe { self.load_four(v + i * block) }) as u32) << i;
+                    i += 1;
+                }
+            }
             // Nearly always nobody has anything. What somebody has is loaded again: the code to pick it out of
-            // registers would be larger than everything else here, and a cold kernel waits for its code.
-            while warp::warp_vote_any(FULL_MASK, interesting != 0) {
-                let bit = interesting.trailing_zeros() % 32;
-                let k = if self.is_vector { 4 * (v + bit / 4 * block) + bit % 4 } else { v + bit * block };
-                let exists = interesting != 0 && k < self.num_pairs;
-                interesting &= interesting.wrapping_sub(1);
+            // registers would be larger than everything else here, and a kernel that runs once waits for its code.
+            while warp::warp_vote_any(FULL_MASK, fours != 0) {
+                let has_four = fours != 0;
+                let four = v + fours.trailing_zeros() % 32 * block;
+                fours &= fours.wrapping_sub(1);
                 // SAFETY: as above.
-                visit(k, if exists { unsafe { self.load(k) } } else { 0.0 }, exists);
+                let [a, b, c, d] = if has_four { unsafe { self.load_four(four) } } else { [-1.0; 4] };
+                let mut j = 0;
+                while j < math::opaque(4) {
+                    let logit = if j < 2 { if j == 0 { a } else { b } } else { if j == 2 { c } else { d } };
+                    visit(4 * four + j, logit, has_four && 4 * four + j < self.num_pairs);
+                    j += 1;
+                }
             }
             base += UNROLL * block;
         }
@@ -175,13 +198,13 @@ impl Candidates {
 pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
     let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
     // SAFETY: the plan gave this kernel the layout's shared memory.
-    let (scratch, counters, histogram, list, sorted) = unsafe {
+    let (counters, histogram, list, sorted, columns) = unsafe {
         (
-            Shared::<u32>::at(SCAN),
             Shared::<u32>::at(COUNTERS),
             Shared::<u32>::at(layout::HISTOGRAM),
             Shared::<u64>::at(layout::LIST),
             Shared::<u64>::at(layout::SORTED),
+            Shared::<[u32; 2]>::at(layout::COLUMNS),
         )
     };
     let num_pairs = args.num_queries * args.num_classes;
@@ -233,11 +256,22 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         }
     };
 
-    // Rank of a hit: the number of larger keys.
-    let mut i = tid;
-    while i < num_hits {
-        // SAFETY: `num_hits` keys were listed, at most `MAX_SELECT`; ranks are distinct and below `num_hits`.
-        unsafe {
+    // What was listed are logits, but for those of a radix select.
+    // SAFETY: `num_hits` entries were listed, at most `MAX_SELECT`; ranks are distinct and below `num_hits`; barriers
+    // separate the phases.
+    unsafe {
+        if last == 0 {
+            let mut i = tid;
+            while i < num_hits {
+                let entry = list.load(i);
+                list.store(i, candidates.hit_key(f32::from_bits((entry >> 32) as u32), entry as u32));
+                i += block;
+            }
+            thread::sync_threads();
+        }
+        // Rank of a hit: the number of larger keys.
+        let mut i = tid;
+        while i < num_hits {
             let key = list.load(i);
             let mut rank = 0;
             let mut other = 0;
@@ -246,60 +280,64 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
                 other += 1;
             }
             sorted.store(rank, key);
+            i += block;
         }
-        i += block;
-    }
-    thread::sync_threads();
+        thread::sync_threads();
 
-    let num_ranked = num_hits.min(args.num_select);
-    let mut found = 0;
-    let mut base = 0;
-    while base < num_ranked {
-        let rank = base + tid;
-        let mut survivor = None;
-        if rank < num_ranked {
-            // SAFETY: `rank` is below the number of sorted keys; the column tables have `num_classes` entries.
-            unsafe {
-                let key = sorted.load(rank);
-                let (k, bits) = (!(key as u32), (key >> 32) as u32);
-                let (query_idx, class_idx) = div_rem(k, args.num_classes);
-                let [class_id, threshold] = Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx);
-                let (class_id, threshold) = (class_id as i32, f32::from_bits(threshold));
-                let score = f32::from_bits(bits);
-                // A NaN's key is a NaN, which is above no threshold.
-                if class_id >= 0 && score > threshold {
-                    survivor = Some((query_idx, class_idx, class_id, score));
+        // One warp picks the survivors in rank order, 32 at a time; a barrier for each would cost more.
+        if warp::warp_id() == 0 {
+            let num_ranked = num_hits.min(args.num_select);
+            let (mut found, mut base) = (0, 0);
+            while base < num_ranked {
+                let rank = base + tid;
+                let (mut key, mut is_survivor) = (0, false);
+                if rank < num_ranked {
+                    key = sorted.load(rank);
+                    let (_, class_idx) = div_rem(!(key as u32), args.num_classes);
+                    let [class_id, threshold] = columns.load(class_idx);
+                    // A NaN's key is a NaN, which is above no threshold.
+                    is_survivor = class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
                 }
+                let survivors = warp::warp_vote_ballot(FULL_MASK, is_survivor);
+                let slot = found + (survivors & ((1 << tid) - 1)).count_ones();
+                // Slots are not above the ranks that were read.
+                warp::sync_warp(FULL_MASK);
+                if is_survivor {
+                    sorted.store(slot, key);
+                }
+                found += survivors.count_ones();
+                base += 32;
+            }
+            if tid == 0 {
+                counters.store(FOUND, found.min(args.max_detections));
             }
         }
-        // SAFETY: the barrier at the end of the round separates uses of the scratch.
-        let (before, total) = unsafe { block_exclusive_add(survivor.is_some() as u32, scratch) };
-        let slot = found + before;
-        if let Some((query_idx, class_idx, class_id, score)) = survivor
-            && slot < args.max_detections
-        {
-            // SAFETY: `slot` is one of the image's rows (P2).
-            unsafe { write_row(args, params, image, slot, query_idx, class_idx, class_id, score) };
-        }
-        found += total;
-        base += block;
         thread::sync_threads();
+    }
+
+    // SAFETY: counted before the barrier.
+    let found = unsafe { counters.load(FOUND) };
+    // Four threads a row.
+    let mut i = tid;
+    while i < 4 * found {
+        // SAFETY: a survivor for each row; `slot` is one of the image's rows (P2).
+        unsafe { write_row(args, params, image, i / 4, i % 4, sorted.load(i / 4)) };
+        i += block;
     }
 
     if tid == 0 {
         // SAFETY: counted before the barriers above; the header is this block's.
         unsafe {
-            let num_detections = found.min(args.max_detections);
             let health = [0, 1, 2, 3].map(|i| counters.load(HEALTH + i));
             let header =
                 Global::<[u32; 4]>::from_address(args.headers_at + image as u64 * size_of::<ImageHeader>() as u64);
-            header.store(0, [num_detections, 0, health[0], health[1]]);
+            header.store(0, [found, 0, health[0], health[1]]);
             header.store(1, [health[2], health[3], 0, 0]);
         }
     }
     if args.flags & FLAG_SELECT_ONLY != 0 {
         // SAFETY: the result is the launcher's, and every block of the batch comes here once.
-        unsafe { publish_when_last(args, found.min(args.max_detections)) };
+        unsafe { publish_when_last(args, found) };
     } else {
         let queries = Global::<u32>::from_address(args.queries_at);
         let mut slot = found + tid;
@@ -389,7 +427,7 @@ unsafe fn store_boxes(args: &SelectArgs, image: u32, first: [f32; 4], counters: 
 }
 
 /// Lists the keys of all hits that are at least `last`, as far as they fit, and counts them. With `last` 0 these are all
-/// hits, and logits that are not finite are counted too.
+/// hits, logit and index of each in place of the key, and logits that are not finite are counted too.
 ///
 /// # Safety
 /// As [`select`].
@@ -399,22 +437,25 @@ unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>,
     // SAFETY: the caller vouches for the logits; slots beyond the list are not written.
     unsafe {
         candidates.for_each(|k, logit, exists| {
-            let mut key = 0;
+            let mut is_listed = false;
+            // The logit now, its key later: then there is a thread for each.
+            let mut entry = (logit.to_bits() as u64) << 32 | k as u64;
             if exists {
                 nan += logit.is_nan() as u32;
                 pos_inf += (logit == f32::INFINITY) as u32;
                 neg_inf += (logit == f32::NEG_INFINITY) as u32;
-                key = candidates.hit_key(logit, k);
+                is_listed = candidates.is_above(logit);
+                if last != 0 || candidates.uses_torch {
+                    let key = candidates.hit_key(logit, k);
+                    is_listed = key != 0 && key >= last;
+                    entry = if last != 0 { key } else { entry };
+                }
             }
-            append(key != 0 && key >= last, key, counters, list);
+            append(is_listed, entry, counters, list);
         });
-        if last == 0 && nan > 0 {
+        if last == 0 && nan | pos_inf | neg_inf > 0 {
             counters.fetch_add(HEALTH, nan);
-        }
-        if last == 0 && pos_inf > 0 {
             counters.fetch_add(HEALTH + 1, pos_inf);
-        }
-        if last == 0 && neg_inf > 0 {
             counters.fetch_add(HEALTH + 2, neg_inf);
         }
     }
@@ -532,41 +573,38 @@ unsafe fn radix_select(candidates: &Candidates, num_select: u32, counters: Share
     }
 }
 
-/// Writes the row of one detection; its mask fields are the neutral values of the mask kernels' sums.
+/// Writes one word of each quarter of a detection's row: coordinate `i` of the box, and so on. The mask fields are the
+/// neutral values of the mask kernels' sums.
 ///
 /// # Safety
-/// As [`select`]; `slot` is below `max_detections`.
-#[expect(clippy::too_many_arguments, reason = "the fields of one survivor")]
+/// As [`select`]; `slot` is below `max_detections`, `i` below 4, and `key` a survivor's.
 #[inline(always)]
-unsafe fn write_row(
-    args: &SelectArgs,
-    params: Params,
-    image: u32,
-    slot: u32,
-    query_idx: u32,
-    class_idx: u32,
-    class_id: i32,
-    score: f32,
-) {
+unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i: u32, key: u64) {
     let records_offset = core::mem::offset_of!(SelectArgs, records) as u32;
-    // SAFETY: `query_idx` is a query of this image, and the row is one of its rows.
+    // SAFETY: the key's pair is one of this image, and the row is one of its rows.
     unsafe {
+        let (query_idx, class_idx) = div_rem(!(key as u32), args.num_classes);
         let cxcywh = Shared::<[f32; 4]>::at(layout::BOXES).load(query_idx);
+        let [class_id, _] = Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx);
         let is_inline = args.batch as usize <= INLINE_IMAGES;
         let record = load_record(is_inline, params, records_offset, args.records_at, image);
-        let xyxy = boxes::decode(cxcywh, &record, args.flags);
+        let coordinate = boxes::decode(cxcywh, &record, args.flags, i);
+        let pick = |words: [u32; 4]| {
+            let [a, b, c, d] = words;
+            if i < 2 { if i == 0 { a } else { b } } else { if i == 2 { c } else { d } }
+        };
         let slot = image as usize * args.max_detections as usize + slot as usize;
-        let row = Global::<[u32; 4]>::from_address(args.rows_at + (slot * size_of::<DetectionRow>()) as u64);
-        row.store(0, xyxy.map(f32::to_bits));
-        row.store(1, [score.to_bits(), class_id as u32, query_idx, class_idx]);
-        if args.flags & FLAG_SELECT_ONLY != 0 {
-            row.store(2, [0; 4]);
-        } else {
-            row.store(2, [u32::MAX, u32::MAX, 0, 0]);
+        let row = Global::<u32>::from_address(args.rows_at + (slot * size_of::<DetectionRow>()) as u64);
+        let word = i as usize;
+        row.store(word, coordinate.to_bits());
+        row.store(4 + word, pick([(key >> 32) as u32, class_id, query_idx, class_idx]));
+        let has_masks = args.flags & FLAG_SELECT_ONLY == 0;
+        row.store(8 + word, if has_masks && i < 2 { u32::MAX } else { 0 });
+        row.store(12 + word, 0);
+        if has_masks && i == 0 {
             Global::<u32>::from_address(args.queries_at).store(slot, query_idx);
             Global::<u32>::from_address(args.counters_at).store(slot, 0);
         }
-        row.store(3, [0; 4]);
     }
 }
 

@@ -774,6 +774,15 @@ pub mod math {
         f16_to_f32(reg16 u16) => "cvt.f32.f16";
     }
 
+    /// The value, of which the compiler knows nothing: a loop with such a bound is not unrolled.
+    #[inline(always)]
+    pub fn opaque(value: u32) -> u32 {
+        let result: u32;
+        // SAFETY: copies a register.
+        unsafe { asm!("mov.b32 {}, {};", out(reg32) result, in(reg32) value, options(pure, nomem, nostack)) };
+        result
+    }
+
     /// A bfloat16 as `f32`; exact.
     #[inline(always)]
     pub fn bf16_to_f32(bits: u16) -> f32 {

@@ -469,6 +469,11 @@ pub mod grid {
 
 /// Arithmetic whose rounding is part of the contract.
 pub mod math {
+    /// The value, of which the compiler knows nothing: a loop with such a bound is not unrolled.
+    pub fn opaque(value: u32) -> u32 {
+        std::hint::black_box(value)
+    }
+
     /// `a * b + c`, rounded once, to nearest.
     #[inline]
     pub fn fma(a: f32, b: f32, c: f32) -> f32 {
