@@ -9,7 +9,14 @@ use crate::{
     inputs::{RECORD_WORDS, load_record, load_record_word, record_of_words},
     scan::block_exclusive_add,
     select::publish,
-    simt::{fence, global::Global, params::Params, shared::Shared, thread, warp},
+    simt::{
+        fence,
+        global::Global,
+        params::Params,
+        shared::Shared,
+        thread,
+        warp::{self, FULL_MASK},
+    },
 };
 
 /// Words of the counters that this module uses; the first five are the slab's.
@@ -68,12 +75,7 @@ impl Work {
                 }
             };
             if args.batch == 1 {
-                let num_items = num_items(0);
-                if tid < 2 {
-                    prefix.store(tid, if tid == 0 { 0 } else { num_items });
-                }
-                thread::sync_threads();
-                return Self { num_items, prefix, batch: 1 };
+                return Self { num_items: num_items(0), prefix, batch: 1 };
             }
             let mut sum = 0;
             let mut base = 0;
@@ -101,6 +103,9 @@ impl Work {
     /// `item` is below `num_items`.
     #[inline(always)]
     pub unsafe fn image_of(&self, item: u32) -> (u32, u32) {
+        if self.batch == 1 {
+            return (0, item);
+        }
         // The last image that begins at or before the item.
         let (mut low, mut high) = (0, self.batch);
         // SAFETY: indices stay below the batch; the words were written in `new`.
@@ -129,7 +134,7 @@ pub unsafe fn record(args: &MaskArgs, params: Params, image: u32) -> ImageRecord
     unsafe { load_record(is_inline, params, core::mem::offset_of!(MaskArgs, records) as u32, args.records_at, image) }
 }
 
-/// Keeps the record of an image and the query of a mask in shared memory. What a phase needs of them is read there again:
+/// Keeps the record of an image, and query and row of a mask, in shared memory. What a phase needs of them is read there again:
 /// held in registers over all phases, they would crowd out everything else.
 ///
 /// Callers: every thread of the block. A barrier is owed before [`kept_record`] and [`kept_query`].
@@ -150,6 +155,10 @@ pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32, row: usiz
         if tid == RECORD_WORDS {
             kept.store(tid, [query_of(args, row), 0, 0, 0]);
         }
+        if tid > RECORD_WORDS && tid <= RECORD_WORDS + 2 {
+            let at = args.rows_at + (row * size_of::<DetectionRow>()) as u64;
+            kept.store(tid, Global::<[u32; 4]>::from_address(at).load((tid - RECORD_WORDS - 1) as usize));
+        }
     }
 }
 
@@ -161,6 +170,82 @@ pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32, row: usiz
 pub unsafe fn kept_record() -> ImageRecord {
     // SAFETY: the caller vouches for the words.
     record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(layout::RECORD).load(word) })
+}
+
+/// Finishes a mask whose row [`keep_record`] kept: writes its final row, and counts it; the block that counts the last of
+/// `num_masks` publishes the result. `mask` are offset and length of the mask and its number of counts.
+///
+/// Callers: every lane of the first warp, after a barrier behind the mask's stores.
+///
+/// # Safety
+/// `args` holds what [`MaskArgs`] promises; each mask is finished once.
+#[track_caller]
+#[inline(always)]
+pub unsafe fn warp_finish_mask(
+    args: &MaskArgs,
+    image: u32,
+    row: usize,
+    stats: &Stats,
+    mask: [u32; 3],
+    nonfinite: u32,
+    num_masks: u32,
+) {
+    const NEEDED: usize = core::mem::offset_of!(ImageHeader, needed_mask_len) / 4;
+    let lane = warp::lane_id();
+    let [offset, len, num_counts] = mask;
+    // SAFETY: the caller vouches for row and image; `done` is zero between launches.
+    unsafe {
+        if lane < 4 {
+            let word = if lane < 2 {
+                Shared::<[u32; 4]>::at(layout::RECORD).load(RECORD_WORDS + 1 + lane)
+            } else if lane == 2 {
+                stats.tight_or_zeros()
+            } else {
+                [stats.area, offset, len, num_counts]
+            };
+            let to = args.result_rows_at + (row * size_of::<DetectionRow>()) as u64;
+            Global::<[u32; 4]>::from_address(to).store(lane as usize, word);
+        }
+        if lane == 0 {
+            let header = Global::<u32>::from_address(args.headers_at);
+            header.fetch_max(image as usize * size_of::<ImageHeader>() / 4 + NEEDED, len);
+            add_nonfinite(args, image, nonfinite);
+        }
+        warp::sync_warp(FULL_MASK);
+        let done = Global::<u32>::from_address(args.done_at);
+        let mut before = 0;
+        if lane == 0 {
+            // The barriers ordered the block's writes before this fence, the fence before the count.
+            fence::system();
+            before = done.fetch_add_acq_rel(0, 1);
+        }
+        if warp::warp_shuffle_idx(FULL_MASK, before, 0) != num_masks - 1 {
+            return;
+        }
+        warp::sync_warp(FULL_MASK);
+        copy_headers(args, lane, 32);
+        warp::sync_warp(FULL_MASK);
+        if lane == 0 {
+            done.store(0, 0);
+            publish(args.result_at, args.sequence, args.batch, num_masks);
+        }
+    }
+}
+
+/// Copies the headers to the result: thread `tid` of `num_threads`.
+///
+/// # Safety
+/// All masks are finished, and their writes visible.
+#[inline(always)]
+unsafe fn copy_headers(args: &MaskArgs, tid: u32, num_threads: u32) {
+    let from = Global::<[u32; 4]>::from_address(args.headers_at);
+    let to = Global::<[u32; 4]>::from_address(args.result_headers_at);
+    let mut i = tid;
+    while i < args.batch * (size_of::<ImageHeader>() / 16) as u32 {
+        // SAFETY: two words a header.
+        unsafe { to.store(i as usize, from.load(i as usize)) };
+        i += num_threads;
+    }
 }
 
 /// The query that [`keep_record`] kept.
@@ -230,6 +315,69 @@ impl Stats {
         ];
     }
 
+    /// Readies the sums in shared memory. Callers: every thread of the block, or its first warp; a barrier is owed.
+    ///
+    /// # Safety
+    /// The block has the layout's shared memory.
+    #[inline(always)]
+    pub unsafe fn reset_shared() {
+        let tid = thread::thread_idx_x();
+        if tid < 5 {
+            // SAFETY: the statistics have five words of the counters.
+            unsafe { counters().store(STATS + tid, if tid == 1 || tid == 2 { u32::MAX } else { 0 }) };
+        }
+    }
+
+    /// Adds the warp's parts to the sums in shared memory. Callers: every lane of a warp.
+    ///
+    /// # Safety
+    /// As [`reset_shared`](Self::reset_shared), which was called, and a barrier passed.
+    #[track_caller]
+    #[inline(always)]
+    pub unsafe fn add_to_shared(self) {
+        let area = warp::warp_reduce_add(FULL_MASK, self.area);
+        let left = warp::warp_reduce_min(FULL_MASK, self.tight[0]);
+        let top = warp::warp_reduce_min(FULL_MASK, self.tight[1]);
+        let right = warp::warp_reduce_max(FULL_MASK, self.tight[2]);
+        let bottom = warp::warp_reduce_max(FULL_MASK, self.tight[3]);
+        if warp::lane_id() == 0 && (area > 0 || bottom > 0) {
+            // SAFETY: the statistics have five words of the counters.
+            unsafe {
+                let stats = counters();
+                stats.fetch_add(STATS, area);
+                stats.fetch_min(STATS + 1, left);
+                stats.fetch_min(STATS + 2, top);
+                stats.fetch_max(STATS + 3, right);
+                stats.fetch_max(STATS + 4, bottom);
+            }
+        }
+    }
+
+    /// Adds the warp's part of the area alone. Callers and safety as [`add_to_shared`](Self::add_to_shared).
+    ///
+    /// # Safety
+    /// As [`add_to_shared`](Self::add_to_shared).
+    #[track_caller]
+    #[inline(always)]
+    pub unsafe fn add_area_to_shared(area: u32) {
+        let area = warp::warp_reduce_add(FULL_MASK, area);
+        if warp::lane_id() == 0 && area > 0 {
+            // SAFETY: the statistics have five words of the counters.
+            unsafe { counters().fetch_add(STATS, area) };
+        }
+    }
+
+    /// The sums in shared memory, after a barrier.
+    ///
+    /// # Safety
+    /// As [`add_to_shared`](Self::add_to_shared).
+    #[inline(always)]
+    pub unsafe fn of_shared() -> Self {
+        // SAFETY: the statistics have five words of the counters.
+        let [area, left, top, right, bottom] = [0, 1, 2, 3, 4].map(|i| unsafe { counters().load(STATS + i) });
+        Self { area, tight: [left, top, right, bottom] }
+    }
+
     /// The sum over the block. Callers: every thread of the block; valid in all threads. Cost: two barriers; one is
     /// owed before the counters are used again.
     ///
@@ -238,29 +386,13 @@ impl Stats {
     #[track_caller]
     #[inline(always)]
     pub unsafe fn block_sum(self) -> Self {
-        let tid = thread::thread_idx_x();
-        // SAFETY: the statistics have five words of the counters.
+        // SAFETY: the caller vouches for the shared memory; barriers separate the steps.
         unsafe {
-            let stats = counters();
-            if tid < 5 {
-                stats.store(STATS + tid, if tid == 1 || tid == 2 { u32::MAX } else { 0 });
-            }
+            Self::reset_shared();
             thread::sync_threads();
-            let area = warp::warp_reduce_add(warp::FULL_MASK, self.area);
-            let left = warp::warp_reduce_min(warp::FULL_MASK, self.tight[0]);
-            let top = warp::warp_reduce_min(warp::FULL_MASK, self.tight[1]);
-            let right = warp::warp_reduce_max(warp::FULL_MASK, self.tight[2]);
-            let bottom = warp::warp_reduce_max(warp::FULL_MASK, self.tight[3]);
-            if warp::lane_id() == 0 && (area > 0 || bottom > 0) {
-                stats.fetch_add(STATS, area);
-                stats.fetch_min(STATS + 1, left);
-                stats.fetch_min(STATS + 2, top);
-                stats.fetch_max(STATS + 3, right);
-                stats.fetch_max(STATS + 4, bottom);
-            }
+            self.add_to_shared();
             thread::sync_threads();
-            let [area, left, top, right, bottom] = [0, 1, 2, 3, 4].map(|i| stats.load(STATS + i));
-            Self { area, tight: [left, top, right, bottom] }
+            Self::of_shared()
         }
     }
 
@@ -352,14 +484,8 @@ pub unsafe fn finish_mask(args: &MaskArgs, num_masks: u32) {
 #[inline(always)]
 pub unsafe fn publish_all(args: &MaskArgs, num_masks: u32) {
     let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    let from = Global::<[u32; 4]>::from_address(args.headers_at);
-    let to = Global::<[u32; 4]>::from_address(args.result_headers_at);
-    let mut i = tid;
-    while i < args.batch * (size_of::<ImageHeader>() / 16) as u32 {
-        // SAFETY: two words a header.
-        unsafe { to.store(i as usize, from.load(i as usize)) };
-        i += block;
-    }
+    // SAFETY: the caller vouches for the masks.
+    unsafe { copy_headers(args, tid, block) };
     thread::sync_threads();
     if tid == 0 {
         // SAFETY: everything of the result is written, and ordered before the fence inside by the barrier.

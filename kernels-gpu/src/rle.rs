@@ -27,7 +27,7 @@
 //! windows without room in shared memory are evaluated pixel by pixel, twice: to count, and to place.
 
 use rfdetr_post_core::packed::{
-    FLAG_RLE_STRING, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageHeader, ImageRecord, MaskArgs, RleLayout,
+    FLAG_RLE_STRING, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs, RleLayout,
     shared::masks::{self as layout, TILE},
 };
 
@@ -48,7 +48,7 @@ use crate::{
 
 /// Word of the counters: what the row groups hold.
 const GROUPS_FOUND: u32 = 7;
-/// A tile's start carries this bit if its columns are evaluated pixel by pixel.
+/// A tile's count carries this bit if its columns are evaluated pixel by pixel.
 const TILE_IS_ODD: u32 = 1 << 31;
 
 /// Shared memory of the encoder.
@@ -69,10 +69,8 @@ struct Encoder {
     num_counts: u32,
     /// Bytes of text that left the stage: a multiple of 16.
     flushed: u32,
-    /// Bytes of text in the stage: below 16 between rounds.
+    /// Bytes of text in the stage: below 16 between windows.
     staged: u32,
-    /// This thread's part of the foreground pixels.
-    area: u32,
 }
 
 impl Encoder {
@@ -86,151 +84,117 @@ impl Encoder {
             // SAFETY: before the first transition there are three at position 0.
             unsafe { scratch.transitions.store(thread::thread_idx_x(), 0) };
         }
-        Self { scratch, payload_at, capacity, is_string, num_counts: 0, flushed: 0, staged: 0, area: 0 }
+        Self { scratch, payload_at, capacity, is_string, num_counts: 0, flushed: 0, staged: 0 }
     }
 
-    /// Encodes the `len` transitions of the window, which lie behind the three before them.
+    /// Encodes the `len` transitions of the window, which lie behind the three before them, and adds the foreground to the
+    /// mask's area. Ends with a barrier.
     ///
-    /// Callers: every thread of the block, after a barrier. Ends with a barrier.
+    /// Callers: every thread of the block, after a barrier.
     ///
     /// # Safety
-    /// `len` is at most the window.
+    /// `len` is at most the window; the block has the statistics in shared memory.
     #[track_caller]
     #[inline(always)]
-    unsafe fn encode(&mut self, len: u32) {
+    unsafe fn encode(&mut self, len: u32, is_last: bool) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let transitions = self.scratch.transitions;
-        let mut base = 0;
-        while base < len {
-            // Two in a row for each thread: one prefix sum then orders twice as many.
-            let first = base + 2 * tid;
-            let at = |i: u32| {
-                // SAFETY: three words before the window, then the window.
-                if first + i < len + 3 { unsafe { transitions.load(first + i) } } else { 0 }
-            };
-            let [t0, t1, t2, t3, t4] = [0, 1, 2, 3, 4].map(at);
-            let coded = [self.code(first, len, [t0, t1, t2, t3]), self.code(first + 1, len, [t1, t2, t3, t4])];
+        let (transitions, stage, stage_words) =
+            (self.scratch.transitions, self.scratch.stage, self.scratch.stage_words);
+        // SAFETY: three transitions before the window, then the window; the stage has room for 6 characters each, and 15
+        // left over; the payload is not written past its capacity; barriers separate the phases.
+        unsafe {
+            // A run of transitions for each thread: first to count characters, then to write them.
+            let share = div_ceil(len, block);
+            let (first, end) = ((tid * share).min(len), ((tid + 1) * share).min(len));
+            let (mut area, mut num_chars, mut at, mut total) = (0, 0, 0, 0);
+            let mut next_pass = 0;
+            while next_pass < 2 {
+                // Not known to the compiler, which would make this body twice.
+                let pass = math::opaque(next_pass);
+                next_pass = pass + 1;
+                let (mut i, mut idx) = (first, self.num_counts + first);
+                let at_idx = |i: u32| if first < end { transitions.load(i) } else { 0 };
+                let (mut t3, mut t2, mut t1) = (at_idx(first), at_idx(first + 1), at_idx(first + 2));
+                while i < end {
+                    let t0 = transitions.load(3 + i);
+                    let count = t0 - t1;
+                    let value = if idx > 2 { count as i32 - (t2 - t3) as i32 } else { count as i32 };
+                    // Five bits a character, and one bit for the sign.
+                    let magnitude = if value < 0 { !value } else { value } as u32;
+                    let mut left = (32 - magnitude.leading_zeros() + 1).div_ceil(5);
+                    if pass == 0 {
+                        num_chars += left;
+                        area += if idx % 2 == 1 { count } else { 0 };
+                        if !self.is_string && idx < self.capacity {
+                            Global::<u32>::from_address(self.payload_at).store(idx as usize, count);
+                        }
+                    } else {
+                        let mut rest = value;
+                        while left > 0 {
+                            left -= 1;
+                            let more = if left > 0 { 32 } else { 0 };
+                            stage.store(at, (48 + (rest & 31) + more) as u8);
+                            rest >>= 5;
+                            at += 1;
+                        }
+                    }
+                    (t3, t2, t1) = (t2, t1, t0);
+                    (i, idx) = (i + 1, idx + 1);
+                }
+                if pass == 0 {
+                    Stats::add_area_to_shared(area);
+                    let before;
+                    (before, total) = block_exclusive_add(num_chars, masks::scratch());
+                    at = self.staged + before;
+                    if !self.is_string {
+                        break;
+                    }
+                }
+            }
+            self.num_counts += len;
+            let mut flushed_len = 0;
             if self.is_string {
-                // SAFETY: the stage has room for 6 characters a transition and 15 left over.
-                unsafe { self.write_text(coded) };
-            }
-            base += 2 * block;
-        }
-        self.num_counts += len;
-        thread::sync_threads();
-        let mut carry = 0;
-        if tid < 3 {
-            // SAFETY: the last three transitions, of this window or before it.
-            carry = unsafe { transitions.load(len + tid) };
-        }
-        thread::sync_threads();
-        if tid < 3 {
-            // SAFETY: the words before the window.
-            unsafe { transitions.store(tid, carry) };
-        }
-        thread::sync_threads();
-    }
-
-    /// Codes the count that ends with transition `i` of the window, the last of four transitions in a row: the value and
-    /// its number of characters. Counts of foreground go to the area; uncompressed counts to the payload.
-    #[inline(always)]
-    fn code(&mut self, i: u32, len: u32, [t3, t2, t1, t0]: [u32; 4]) -> (i32, u32) {
-        if i >= len {
-            return (0, 0);
-        }
-        let count = t0 - t1;
-        let idx = self.num_counts + i;
-        if idx % 2 == 1 {
-            self.area += count;
-        }
-        if !self.is_string {
-            if idx < self.capacity {
-                // SAFETY: below the capacity.
-                unsafe { Global::<u32>::from_address(self.payload_at).store(idx as usize, count) };
-            }
-            return (0, 0);
-        }
-        let value = if idx > 2 { count as i32 - (t2 - t3) as i32 } else { count as i32 };
-        // Five bits a character, and one bit for the sign.
-        let magnitude = if value < 0 { !value } else { value } as u32;
-        (value, (32 - magnitude.leading_zeros() + 1).div_ceil(5))
-    }
-
-    /// Appends two coded values behind those of the threads below; sends whole words on their way.
-    ///
-    /// # Safety
-    /// Every thread of the block calls this; a value has at most 6 characters.
-    #[track_caller]
-    #[inline(always)]
-    unsafe fn write_text(&mut self, coded: [(i32, u32); 2]) {
-        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let (stage, stage_words) = (self.scratch.stage, self.scratch.stage_words);
-        // SAFETY: barriers separate the uses of scan scratch and stage; the payload is not written past its capacity.
-        unsafe {
-            let [(first, first_len), (second, second_len)] = coded;
-            let (before, total) = block_exclusive_add(first_len + second_len, masks::scratch());
-            let mut at = self.staged + before;
-            let (mut rest, mut left, mut is_second) = (first, first_len, false);
-            // One loop for both.
-            while !is_second || left > 0 {
-                if left == 0 {
-                    (rest, left, is_second) = (second, second_len, true);
-                    continue;
+                let len = self.staged + total;
+                // What is left over waits for the next window; the last one fills up with zeros.
+                let num_words = if is_last { len.div_ceil(16) } else { len / 16 };
+                if tid < 16 && len + tid < 16 * num_words {
+                    stage.store(len + tid, 0);
                 }
-                left -= 1;
-                let more = if left > 0 { 32 } else { 0 };
-                stage.store(at, (48 + (rest & 31) + more) as u8);
-                rest >>= 5;
-                at += 1;
-            }
-            thread::sync_threads();
-            let len = self.staged + total;
-            let num_words = len / 16;
-            let mut word = tid;
-            while word < num_words {
-                if self.flushed + 16 * word + 16 <= self.capacity {
-                    Global::<[u32; 4]>::from_address(self.payload_at + self.flushed as u64)
-                        .store(word as usize, stage_words.load(word));
+                thread::sync_threads();
+                let mut word = tid;
+                while word < num_words {
+                    if self.flushed + 16 * word + 16 <= self.capacity {
+                        Global::<[u32; 4]>::from_address(self.payload_at + self.flushed as u64)
+                            .store(word as usize, stage_words.load(word));
+                    }
+                    word += block;
                 }
-                word += block;
+                self.flushed += len & !15;
+                self.staged = len & 15;
+                flushed_len = len & !15;
             }
-            let rest = len % 16;
-            let mut moved = 0;
-            if tid < rest {
-                moved = stage.load(16 * num_words + tid);
+            if !is_last {
+                let mut moved = 0;
+                if tid < self.staged {
+                    moved = stage.load(flushed_len + tid);
+                }
+                let carried = if tid < 3 { transitions.load(len + tid) } else { 0 };
+                thread::sync_threads();
+                if tid < self.staged {
+                    stage.store(tid, moved);
+                }
+                if tid < 3 {
+                    transitions.store(tid, carried);
+                }
             }
             thread::sync_threads();
-            if tid < rest {
-                stage.store(tid, moved);
-            }
-            self.flushed += 16 * num_words;
-            self.staged = rest;
         }
     }
 
-    /// Ends the text; returns the number of elements of the mask.
-    ///
-    /// # Safety
-    /// Every thread of the block calls this, after the last window.
-    #[track_caller]
+    /// Number of elements of the mask, after the last window.
     #[inline(always)]
-    unsafe fn finish(&mut self) -> u32 {
-        if !self.is_string {
-            return self.num_counts;
-        }
-        let tid = thread::thread_idx_x();
-        // SAFETY: the first word of the stage; the payload is not written past its capacity.
-        unsafe {
-            if tid >= self.staged && tid < 16 {
-                self.scratch.stage.store(tid, 0);
-            }
-            thread::sync_threads();
-            if tid == 0 && self.staged > 0 && self.flushed + 16 <= self.capacity {
-                Global::<[u32; 4]>::from_address(self.payload_at + self.flushed as u64)
-                    .store(0, self.scratch.stage_words.load(0));
-            }
-        }
-        self.flushed + self.staged
+    fn len(&self) -> u32 {
+        if self.is_string { self.flushed + self.staged } else { self.num_counts }
     }
 }
 
@@ -246,47 +210,42 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
     // SAFETY: the selection has ended; the plan gave this kernel the layout's shared memory.
     unsafe {
         let work = Work::new(args, |_, num_detections| num_detections);
-        let num_masks = work.num_items;
-        if num_masks == 0 {
-            if thread::block_idx_x() == 0 {
-                masks::publish_all(args, 0);
-            }
-            return;
-        }
         let mut item = thread::block_idx_x();
         let mut copied_image = u32::MAX;
-        while item < num_masks {
+        while item < work.num_items {
             let (image, slot) = work.image_of(item);
-            mask(args, params, image, slot, image != copied_image);
+            mask(args, params, image, slot, image != copied_image, work.num_items);
             copied_image = image;
-            masks::finish_mask(args, num_masks);
             item += thread::grid_dim_x();
+        }
+        if work.num_items == 0 && thread::block_idx_x() == 0 {
+            masks::publish_all(args, 0);
         }
     }
 }
 
-/// Makes the run lengths of one mask. `copies`: the block made none of this image just before.
+/// Makes the run lengths of one of `num_masks` masks. `copies`: the block made none of this image just before.
 ///
 /// # Safety
 /// As [`masks_rle`]; the mask is the block's own.
 #[inline(always)]
-unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: bool) {
+unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: bool, num_masks: u32) {
     let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
     // SAFETY: image and slot are of this launch; shared memory is used inside its layout; barriers separate the phases.
     unsafe {
         let counters = masks::counters();
-        let odd = Shared::<u32>::at(layout::ODD);
         let row = masks::row_idx(args, image, slot);
+        // All by the first warp, which was the last to read the mask before.
         masks::keep_record(args, params, image, row);
-        Signs::reset(counters, odd, layout::ODD_WORDS);
-        if copies && tid == 0 {
-            counters.store(GROUPS_FOUND, 0);
+        Stats::reset_shared();
+        if tid < 32 {
+            Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
+            if copies && tid == 0 {
+                counters.store(GROUPS_FOUND, 0);
+            }
         }
         thread::sync_threads();
         let signs = load(args, image, copies);
-        if tid == 0 {
-            masks::add_nonfinite(args, image, signs.nonfinite);
-        }
         let mask = Mask { args, image, signs, found: counters.load(GROUPS_FOUND) };
         let is_string = args.flags & FLAG_RLE_STRING != 0;
         let offset = slot * args.mask_capacity;
@@ -298,73 +257,89 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: b
             stage_words: Shared::at(args.rle.stage_offset),
         };
         let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string);
-        let starts = Shared::<u32>::at(layout::TILE_STARTS);
+        let counts = Shared::<u32>::at(layout::TILE_COUNTS);
         let carries = Shared::<u32>::at(layout::TILE_CARRIES);
 
         let (live, num_pixels, batch) = mask.columns().extent();
-        let batch = batch.min(block).min(layout::MAX_TILES);
+        let batch = batch.min(layout::MAX_TILES);
         let num_tiles = div_ceil(live.end - live.start, TILE);
         let num_warps = block / 32;
         let mut stats = Stats::EMPTY;
         let mut first_tile = 0;
-        loop {
+        let mut is_last = false;
+        while !is_last {
             let num = (num_tiles - first_tile).min(batch);
-            let is_last = first_tile + num == num_tiles;
+            is_last = first_tile + num == num_tiles;
             let mut tile = warp::warp_id();
             while tile < num {
                 let x0 = live.start + TILE * (first_tile + tile);
                 let (count, carry, is_odd) = mask.columns().count(tile, x0, live.end, &mut stats);
                 if warp::lane_id() == 0 {
-                    starts.store(tile, count | if is_odd { TILE_IS_ODD } else { 0 });
+                    counts.store(tile, count | if is_odd { TILE_IS_ODD } else { 0 });
                     carries.store(tile, carry);
                 }
                 tile += num_warps;
             }
             thread::sync_threads();
-            let start = if tid < num { starts.load(tid) } else { 0 };
-            let (before, total) = block_exclusive_add(start & !TILE_IS_ODD, masks::scratch());
-            if tid < num {
-                starts.store(tid, before | start & TILE_IS_ODD);
-            }
-            // The last run ends with the mask.
-            let total = total + is_last as u32;
-            thread::sync_threads();
 
+            // The last run ends with the mask.
+            let total = warp_sum_of_tiles(counts, num) + is_last as u32;
             let mut start = 0;
             while start < total {
                 let len = (total - start).min(args.rle.window);
                 let place = Place { transitions: scratch.transitions, start, len };
                 let mut tile = warp::warp_id();
                 while tile < num {
-                    let first = starts.load(tile);
-                    let end = if tile + 1 < num { starts.load(tile + 1) & !TILE_IS_ODD } else { total };
-                    if first & !TILE_IS_ODD < start + len && end > start {
+                    let count = counts.load(tile);
+                    let first = warp_sum_of_tiles(counts, tile);
+                    if first < start + len && first + (count & !TILE_IS_ODD) > start {
                         let x0 = live.start + TILE * (first_tile + tile);
-                        mask.columns().place(tile, x0, live.end, first, carries.load(tile), &place, &mut stats);
+                        let is_odd = count & TILE_IS_ODD != 0;
+                        mask.columns().place(tile, x0, live.end, is_odd, first, carries.load(tile), &place, &mut stats);
                     }
                     tile += num_warps;
                 }
-                if is_last && tid == 0 {
-                    place.at(total - 1, num_pixels);
+                let is_last = is_last && start + len == total;
+                if is_last {
+                    if tid == 0 {
+                        place.at(total - 1, num_pixels);
+                    }
+                    stats.add_to_shared();
                 }
                 thread::sync_threads();
-                encoder.encode(len);
+                encoder.encode(len, is_last);
                 start += len;
             }
-            first_tile += num;
-            if is_last {
-                break;
+            if total == 0 {
+                // No window had a barrier; the next tiles overwrite what was summed.
+                thread::sync_threads();
             }
+            first_tile += num;
         }
-        let len = encoder.finish();
-        stats.area = encoder.area;
-        let stats = stats.block_sum();
-        if tid == 0 {
-            masks::write_result_row(args, row, &stats, offset, len, encoder.num_counts);
-            let word = image as usize * size_of::<ImageHeader>() + core::mem::offset_of!(ImageHeader, needed_mask_len);
-            Global::<u32>::from_address(args.headers_at).fetch_max(word / 4, len);
+        if warp::warp_id() == 0 {
+            let stats = Stats::of_shared();
+            let len = encoder.len();
+            masks::warp_finish_mask(args, image, row, &stats, [offset, len, encoder.num_counts], signs.nonfinite, num_masks);
         }
     }
+}
+
+/// Transitions of the first `num` tiles.
+///
+/// Callers: every lane of a warp; valid in all lanes.
+///
+/// # Safety
+/// The tiles were counted.
+#[track_caller]
+#[inline(always)]
+unsafe fn warp_sum_of_tiles(counts: Shared<u32>, num: u32) -> u32 {
+    let (mut sum, mut tile) = (0, warp::lane_id());
+    while tile < num {
+        // SAFETY: the caller vouches for the tiles.
+        sum += unsafe { counts.load(tile) } & !TILE_IS_ODD;
+        tile += 32;
+    }
+    warp::warp_reduce_add(FULL_MASK, sum)
 }
 
 /// Copies row groups and weights, if `copies`, and loads the signs of the mask that the block keeps the record of.
@@ -767,7 +742,8 @@ impl Columns {
         unsafe { if r > 0 { self.geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR } else { 0 } }
     }
 
-    /// Places those transitions of a tile that are in a window. `first` and `carry` are what was counted.
+    /// Places those transitions of a tile that are in a window; `first` is the index of its first. `is_odd` and `carry` are
+    /// what was found when they were counted.
     ///
     /// Callers: every lane of a warp.
     ///
@@ -781,6 +757,7 @@ impl Columns {
         tile: u32,
         x0: u32,
         x_end: u32,
+        is_odd: bool,
         first: u32,
         carry: u32,
         place: &Place,
@@ -790,7 +767,6 @@ impl Columns {
         let lane = warp::lane_id();
         let x = (x0 + lane).wrapping_sub(1);
         let is_column = lane > 0 && x < x_end;
-        let is_odd = first & TILE_IS_ODD != 0;
         let before = carry >> lane & 1 != 0;
         // SAFETY: columns are inside the content; crossings were stored by this lane's twin in `count`.
         unsafe {
@@ -807,7 +783,7 @@ impl Columns {
                 ends = (count & 1 != 0) != before && self.ends_at_bottom(x);
                 count += ends as u32;
             }
-            let mut idx = (first & !TILE_IS_ODD) + warp_inclusive_add(count) - count;
+            let mut idx = first + warp_inclusive_add(count) - count;
             if count == 0 || idx >= place.start + place.len || idx + count <= place.start {
                 return;
             }

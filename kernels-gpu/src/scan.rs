@@ -31,11 +31,11 @@ pub fn warp_inclusive_add(value: u32) -> u32 {
 ///
 /// Example: a block of 64 threads with `value` 1 in the odd ones gives thread 5 the pair (2, 32).
 ///
-/// Callers: every thread of the block; valid in all threads. Needs 33 words of `scratch`; a barrier is owed before
-/// they are used again. Cost: two barriers and ten shuffles.
+/// Callers: every thread of the block; valid in all threads. Needs 32 words of `scratch`; a barrier is owed before
+/// they are used again. Cost: one barrier, five shuffles and two reductions.
 ///
 /// # Safety
-/// `scratch` has 33 words that nobody else uses before the next barrier.
+/// `scratch` has 32 words that nobody else uses before the next barrier.
 #[track_caller]
 #[inline(always)]
 pub unsafe fn block_exclusive_add(value: u32, scratch: Shared<u32>) -> (u32, u32) {
@@ -43,28 +43,15 @@ pub unsafe fn block_exclusive_add(value: u32, scratch: Shared<u32>) -> (u32, u32
     let num_warps = thread::block_dim_x() / 32;
     let inclusive = warp_inclusive_add(value);
     if lane == 31 {
-        // SAFETY: `warp` is below 32, and the caller gave 33 words.
+        // SAFETY: `warp` is below 32, and the caller gave 32 words.
         unsafe { scratch.store(warp, inclusive) };
     }
     thread::sync_threads();
-    if warp == 0 {
-        // SAFETY: only written entries are read.
-        let sum = if lane < num_warps { unsafe { scratch.load(lane) } } else { 0 };
-        let sums = warp_inclusive_add(sum);
-        // SAFETY: `lane` is below 32; word 32 holds the total.
-        unsafe {
-            if lane < num_warps {
-                scratch.store(lane, sums);
-            }
-            if lane == 31 {
-                scratch.store(32, sums);
-            }
-        }
-    }
-    thread::sync_threads();
-    // SAFETY: written above, ordered by the barrier.
-    let (before, total) = unsafe { (if warp > 0 { scratch.load(warp - 1) } else { 0 }, scratch.load(32)) };
-    (before + inclusive - value, total)
+    // Every warp sums for itself: a second round would cost a second barrier.
+    // SAFETY: only written entries are read, ordered by the barrier.
+    let sum = if lane < num_warps { unsafe { scratch.load(lane) } } else { 0 };
+    let before = warp::warp_reduce_add(FULL_MASK, if lane < warp { sum } else { 0 });
+    (before + inclusive - value, warp::warp_reduce_add(FULL_MASK, sum))
 }
 
 /// Quotient and remainder. A division that could panic would leave a panic path in the PTX.

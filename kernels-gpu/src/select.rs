@@ -175,11 +175,13 @@ impl Candidates {
                 fours &= fours.wrapping_sub(1);
                 // SAFETY: as above.
                 let [a, b, c, d] = if has_four { unsafe { self.load_four(four) } } else { [-1.0; 4] };
-                let mut j = 0;
-                while j < math::opaque(4) {
+                let mut next = 0;
+                while next < 4 {
+                    // Not known to the compiler, which would make this body four times.
+                    let j = math::opaque(next);
+                    next = j + 1;
                     let logit = if j < 2 { if j == 0 { a } else { b } } else { if j == 2 { c } else { d } };
                     visit(4 * four + j, logit, has_four && 4 * four + j < self.num_pairs);
-                    j += 1;
                 }
             }
             base += UNROLL * block;
@@ -445,7 +447,7 @@ unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>,
                 pos_inf += (logit == f32::INFINITY) as u32;
                 neg_inf += (logit == f32::NEG_INFINITY) as u32;
                 is_listed = candidates.is_above(logit);
-                if last != 0 || candidates.uses_torch {
+                if math::opaque((last != 0 || candidates.uses_torch) as u32) != 0 {
                     let key = candidates.hit_key(logit, k);
                     is_listed = key != 0 && key >= last;
                     entry = if last != 0 { key } else { entry };

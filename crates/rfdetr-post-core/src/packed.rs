@@ -430,7 +430,7 @@ pub mod shared {
         use super::super::{MAX_BATCH, MAX_IMAGE_SIDE, MAX_MASK_SIDE};
 
         /// Largest block of the mask kernels.
-        pub const MAX_THREADS: u32 = 1024;
+        pub const MAX_THREADS: u32 = 512;
         /// Columns of a tile: a warp's, without the lane that looks at the column before.
         pub const TILE: u32 = 31;
         /// Tiles that are counted at a time.
@@ -442,12 +442,12 @@ pub mod shared {
         pub const PREFIX: u32 = 256;
         /// Window columns with cells out of the ordinary.
         pub const ODD: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
-        /// The image's record and the query of the mask that the block makes.
+        /// The image's record, the mask's query, and the first half of its row.
         pub const RECORD: u32 = (ODD + 4 * ODD_WORDS).next_multiple_of(16);
-        /// Run lengths: transitions before each tile, and whether it is out of the ordinary.
-        pub const TILE_STARTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 16;
+        /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
+        pub const TILE_COUNTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 48;
         /// Run lengths: states before each tile's columns.
-        pub const TILE_CARRIES: u32 = TILE_STARTS + 4 * (MAX_TILES + 1);
+        pub const TILE_CARRIES: u32 = TILE_COUNTS + 4 * MAX_TILES;
         /// Run lengths: size of the part that is the same in every plan.
         pub const RLE_FIXED_BYTES: u32 = (TILE_CARRIES + 4 * MAX_TILES).next_multiple_of(16);
 

@@ -76,7 +76,7 @@ impl DeviceLimits {
         Self {
             num_multiprocessors,
             select_threads: 1024,
-            rle_threads: 1024,
+            rle_threads: 512,
             mask_threads: 128,
             mask_blocks_per_multiprocessor: 4,
             max_shared_bytes: MIN_SHARED_BYTES,

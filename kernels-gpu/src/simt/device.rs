@@ -774,12 +774,13 @@ pub mod math {
         f16_to_f32(reg16 u16) => "cvt.f32.f16";
     }
 
-    /// The value, of which the compiler knows nothing: a loop with such a bound is not unrolled.
+    /// The value, of which the compiler knows nothing, each time anew: a loop with such a bound is not unrolled, and one
+    /// with such a condition inside is not made twice.
     #[inline(always)]
     pub fn opaque(value: u32) -> u32 {
         let result: u32;
         // SAFETY: copies a register.
-        unsafe { asm!("mov.b32 {}, {};", out(reg32) result, in(reg32) value, options(pure, nomem, nostack)) };
+        unsafe { asm!("mov.b32 {}, {};", out(reg32) result, in(reg32) value, options(nomem, nostack)) };
         result
     }
 

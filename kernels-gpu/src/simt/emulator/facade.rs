@@ -469,7 +469,8 @@ pub mod grid {
 
 /// Arithmetic whose rounding is part of the contract.
 pub mod math {
-    /// The value, of which the compiler knows nothing: a loop with such a bound is not unrolled.
+    /// The value, of which the compiler knows nothing, each time anew: a loop with such a bound is not unrolled, and one
+    /// with such a condition inside is not made twice.
     pub fn opaque(value: u32) -> u32 {
         std::hint::black_box(value)
     }
