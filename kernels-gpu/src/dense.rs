@@ -12,7 +12,7 @@
 //! Bands without foreground skip to the stores. Stores cover whole 16-byte words whatever the width: rows are cut out
 //! of the bit matrix at any bit.
 
-use rfdetr_post_core::packed::{DetectionRow, FLAG_BIT_PACKED, MaskArgs, shared::masks as layout};
+use rfdetr_post_core::packed::{FLAG_BIT_PACKED, MaskArgs, shared::masks as layout};
 
 use crate::{
     columns::{Geometry, Slab, Span, Window},
@@ -158,7 +158,7 @@ unsafe fn band(args: &MaskArgs, params: Params, image: u32, slot: u32, band_idx:
                 }
                 let stats = stats.block_sum();
                 if tid == 0 && stats.area > 0 {
-                    add_stats(args, row, &stats);
+                    masks::add_stats(args, row, &stats);
                 }
             }
         }
@@ -178,7 +178,7 @@ unsafe fn band(args: &MaskArgs, params: Params, image: u32, slot: u32, band_idx:
         }
         if tid == 0 {
             let len = if args.flags & FLAG_BIT_PACKED != 0 { words } else { record.width } * record.height;
-            masks::write_result_row(args, row, &load_stats(args, row), 0, len, 0);
+            masks::write_result_row(args, row, &masks::load_stats(args, row), 0, len, 0);
         }
         true
     }
@@ -308,40 +308,5 @@ impl Band {
             unsafe { to.store_streaming(chunk as usize, value) };
             chunk += thread::block_dim_x();
         }
-    }
-}
-
-const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
-const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
-
-/// Adds a band's area and box to the selection's row, which began with neutral values.
-///
-/// # Safety
-/// `row` is a row that the selection wrote.
-#[inline(always)]
-unsafe fn add_stats(args: &MaskArgs, row: usize, stats: &Stats) {
-    let words = Global::<u32>::from_address(args.rows_at);
-    let first = row * size_of::<DetectionRow>() / 4;
-    // SAFETY: the caller vouches for the row.
-    unsafe {
-        words.fetch_add(first + AREA_WORD, stats.area);
-        words.fetch_min(first + BOX_WORD, stats.tight[0]);
-        words.fetch_min(first + BOX_WORD + 1, stats.tight[1]);
-        words.fetch_max(first + BOX_WORD + 2, stats.tight[2]);
-        words.fetch_max(first + BOX_WORD + 3, stats.tight[3]);
-    }
-}
-
-/// The sums of all bands of a row.
-///
-/// # Safety
-/// All bands are finished, and their writes visible.
-#[inline(always)]
-unsafe fn load_stats(args: &MaskArgs, row: usize) -> Stats {
-    let words = Global::<u32>::from_address(args.rows_at);
-    let first = row * size_of::<DetectionRow>() / 4;
-    // SAFETY: the caller vouches for the row.
-    unsafe {
-        Stats { area: words.load(first + AREA_WORD), tight: [0, 1, 2, 3].map(|i| words.load(first + BOX_WORD + i)) }
     }
 }

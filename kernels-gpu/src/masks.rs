@@ -378,6 +378,21 @@ impl Stats {
         Self { area, tight: [left, top, right, bottom] }
     }
 
+    /// Puts the box into shared memory. Callers: one thread.
+    ///
+    /// # Safety
+    /// As [`reset_shared`](Self::reset_shared); barriers separate it from other uses.
+    #[inline(always)]
+    pub unsafe fn store_box_to_shared(&self) {
+        // SAFETY: the statistics have five words of the counters.
+        let store = |i: u32, value: u32| unsafe { counters().store(STATS + 1 + i, value) };
+        let [left, top, right, bottom] = self.tight;
+        store(0, left);
+        store(1, top);
+        store(2, right);
+        store(3, bottom);
+    }
+
     /// The sum over the block. Callers: every thread of the block; valid in all threads. Cost: two barriers; one is
     /// owed before the counters are used again.
     ///
@@ -490,5 +505,40 @@ pub unsafe fn publish_all(args: &MaskArgs, num_masks: u32) {
     if tid == 0 {
         // SAFETY: everything of the result is written, and ordered before the fence inside by the barrier.
         unsafe { publish(args.result_at, args.sequence, args.batch, num_masks) };
+    }
+}
+
+const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
+const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
+
+/// Adds a part's area and box to the selection's row, which began with neutral values.
+///
+/// # Safety
+/// `row` is a row that the selection wrote.
+#[inline(always)]
+pub unsafe fn add_stats(args: &MaskArgs, row: usize, stats: &Stats) {
+    let words = Global::<u32>::from_address(args.rows_at);
+    let first = row * size_of::<DetectionRow>() / 4;
+    // SAFETY: the caller vouches for the row.
+    unsafe {
+        words.fetch_add(first + AREA_WORD, stats.area);
+        words.fetch_min(first + BOX_WORD, stats.tight[0]);
+        words.fetch_min(first + BOX_WORD + 1, stats.tight[1]);
+        words.fetch_max(first + BOX_WORD + 2, stats.tight[2]);
+        words.fetch_max(first + BOX_WORD + 3, stats.tight[3]);
+    }
+}
+
+/// The sums of all parts of a row.
+///
+/// # Safety
+/// All parts are finished, and their writes visible.
+#[inline(always)]
+pub unsafe fn load_stats(args: &MaskArgs, row: usize) -> Stats {
+    let words = Global::<u32>::from_address(args.rows_at);
+    let first = row * size_of::<DetectionRow>() / 4;
+    // SAFETY: the caller vouches for the row.
+    unsafe {
+        Stats { area: words.load(first + AREA_WORD), tight: [0, 1, 2, 3].map(|i| words.load(first + BOX_WORD + i)) }
     }
 }

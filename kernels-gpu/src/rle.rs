@@ -9,7 +9,8 @@
 //! counts   = differences of positions; text = differences of counts, two apart, in groups of five bits
 //! ```
 //!
-//! A block makes a whole mask. What makes it fast:
+//! A block makes a whole mask, or, with few masks, a part of its columns: the block that finishes the last part of a mask
+//! encodes it. What makes it fast:
 //!
 //! 1. Arithmetic happens only where two neighbor cells have different signs, and in the bisections; the rest is bits.
 //! 2. A warp takes a tile of output columns. They lie between the same few cells, so its lanes take the same branches.
@@ -210,11 +211,18 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
     // SAFETY: the selection has ended; the plan gave this kernel the layout's shared memory.
     unsafe {
         let work = Work::new(args, |_, num_detections| num_detections);
+        // Parts only where they all run at once: each has a room of its own (P4).
+        let mut num_parts = 1;
+        while num_parts < layout::MAX_PARTS && (num_parts + 1) * work.num_items <= thread::grid_dim_x() {
+            num_parts += 1;
+        }
         let mut item = thread::block_idx_x();
         let mut copied_image = u32::MAX;
-        while item < work.num_items {
-            let (image, slot) = work.image_of(item);
-            mask(args, params, image, slot, image != copied_image, work.num_items);
+        while item < work.num_items * num_parts {
+            let (mask_idx, part) = div_rem(item, num_parts);
+            let (image, slot) = work.image_of(mask_idx);
+            let part = Part { idx: part, num: num_parts, item };
+            mask(args, params, image, slot, part, image != copied_image, work.num_items);
             copied_image = image;
             item += thread::grid_dim_x();
         }
@@ -224,14 +232,39 @@ pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
     }
 }
 
-/// Makes the run lengths of one of `num_masks` masks. `copies`: the block made none of this image just before.
+/// A part of a mask: of its columns.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Index in the mask.
+    idx: u32,
+    /// Parts of the mask.
+    num: u32,
+    /// Work item: the index of the part's room.
+    item: u32,
+}
+
+impl Part {
+    /// This part of `len` columns.
+    ///
+    /// # Safety
+    /// A mask has parts.
+    #[inline(always)]
+    unsafe fn of(&self, len: u32) -> Span {
+        // SAFETY: passed on to the caller.
+        unsafe { Span { start: div_rem(self.idx * len, self.num).0, end: div_rem((self.idx + 1) * len, self.num).0 } }
+    }
+}
+
+/// Makes a part of one of `num_masks` masks; the block that makes the last part encodes the mask. `copies`: the block made
+/// none of this image just before.
 ///
 /// # Safety
-/// As [`masks_rle`]; the mask is the block's own.
+/// As [`masks_rle`]; the part is the block's own.
 #[inline(always)]
-unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: bool, num_masks: u32) {
-    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    // SAFETY: image and slot are of this launch; shared memory is used inside its layout; barriers separate the phases.
+unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Part, copies: bool, num_masks: u32) {
+    let tid = thread::thread_idx_x();
+    // SAFETY: image, slot and part are of this launch; shared memory is used inside its layout; barriers separate the
+    // phases; a part hands over no more than its room.
     unsafe {
         let counters = masks::counters();
         let row = masks::row_idx(args, image, slot);
@@ -244,9 +277,6 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: b
                 counters.store(GROUPS_FOUND, 0);
             }
         }
-        thread::sync_threads();
-        let signs = load(args, image, copies);
-        let mask = Mask { args, image, signs, found: counters.load(GROUPS_FOUND) };
         let is_string = args.flags & FLAG_RLE_STRING != 0;
         let offset = slot * args.mask_capacity;
         let element = if is_string { 1 } else { 4 };
@@ -257,16 +287,88 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: b
             stage_words: Shared::at(args.rle.stage_offset),
         };
         let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string);
+        let lens = Global::<u32>::from_address(args.part_lens_at);
+        let room =
+            |item: u32| Global::<u32>::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64);
+
+        let (mut part, mut copies) = (part, copies);
+        // Cells that this block has yet to count, if it makes the whole mask at once.
+        let nonfinite;
+        let mut is_redone = false;
+        loop {
+            thread::sync_threads();
+            let signs = load(args, image, part, copies);
+            let mask = Mask { args, image, part, signs, found: counters.load(GROUPS_FOUND) };
+            let (num_pixels, handed) = walk(&mask, &mut encoder, scratch, room(part.item));
+            if part.num == 1 {
+                nonfinite = if is_redone { 0 } else { signs.nonfinite };
+                break;
+            }
+            if tid == 0 {
+                masks::add_stats(args, row, &Stats::of_shared());
+                masks::add_nonfinite(args, image, signs.nonfinite);
+                lens.store(part.item as usize, handed);
+            }
+            if !masks::is_last_part(args, row, part.num) {
+                return;
+            }
+            let first_item = part.item - part.idx;
+            let len = if tid < part.num { lens.load((first_item + tid) as usize) } else { 0 };
+            if !thread::sync_threads_or(len > args.part_capacity) {
+                if tid < 32 {
+                    let before = warp_inclusive_add(len) - len;
+                    if tid <= part.num {
+                        Shared::<u32>::at(layout::PART_STARTS).store(tid, before);
+                    }
+                    if tid == 0 {
+                        masks::load_stats(args, row).store_box_to_shared();
+                    }
+                }
+                thread::sync_threads();
+                let rooms = Global::<u32>::from_address(room(first_item).address());
+                merge(args, &mut encoder, scratch, rooms, part.num, num_pixels);
+                nonfinite = 0;
+                break;
+            }
+            // A part has no room for its transitions: the whole mask once more, in one.
+            part = Part { idx: 0, num: 1, item: part.item };
+            (copies, is_redone) = (false, true);
+            if tid < 32 {
+                Stats::reset_shared();
+                Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
+            }
+        }
+        if warp::warp_id() == 0 {
+            let stats = Stats::of_shared();
+            let len = encoder.len();
+            let mask = [offset, len, encoder.num_counts];
+            masks::warp_finish_mask(args, image, row, &stats, mask, nonfinite, num_masks);
+        }
+    }
+}
+
+/// Walks over the columns of a part of a mask, a tile a warp. A whole mask's transitions are encoded; those of a part go to
+/// its `room`, as far as it reaches, and the part's box to shared memory. Returns the pixels of the mask and the number of
+/// transitions of the part. Ends with a barrier.
+///
+/// Callers: every thread of the block; valid in all threads.
+///
+/// # Safety
+/// As [`mask`]; the signs are loaded.
+#[track_caller]
+#[inline(always)]
+unsafe fn walk(mask: &Mask, encoder: &mut Encoder, scratch: Scratch, room: Global<u32>) -> (u32, u32) {
+    let (args, tid, num_warps) = (mask.args, thread::thread_idx_x(), thread::block_dim_x() / 32);
+    let is_whole = mask.part.num == 1;
+    // SAFETY: shared memory is used inside its layout; barriers separate the phases.
+    unsafe {
         let counts = Shared::<u32>::at(layout::TILE_COUNTS);
         let carries = Shared::<u32>::at(layout::TILE_CARRIES);
-
         let (live, num_pixels, batch) = mask.columns().extent();
         let batch = batch.min(layout::MAX_TILES);
         let num_tiles = div_ceil(live.end - live.start, TILE);
-        let num_warps = block / 32;
         let mut stats = Stats::EMPTY;
-        let mut first_tile = 0;
-        let mut is_last = false;
+        let (mut first_tile, mut handed, mut is_last) = (0, 0, false);
         while !is_last {
             let num = (num_tiles - first_tile).min(batch);
             is_last = first_tile + num == num_tiles;
@@ -283,11 +385,18 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: b
             thread::sync_threads();
 
             // The last run ends with the mask.
-            let total = warp_sum_of_tiles(counts, num) + is_last as u32;
+            let total = warp_sum_of_tiles(counts, num) + (is_last && is_whole) as u32;
             let mut start = 0;
             while start < total {
-                let len = (total - start).min(args.rle.window);
-                let place = Place { transitions: scratch.transitions, start, len };
+                let len = if is_whole { (total - start).min(args.rle.window) } else { total };
+                let place = Place {
+                    transitions: scratch.transitions,
+                    room,
+                    is_whole,
+                    start,
+                    len: if is_whole { len } else { args.part_capacity.saturating_sub(handed) },
+                    handed,
+                };
                 let mut tile = warp::warp_id();
                 while tile < num {
                     let count = counts.load(tile);
@@ -299,27 +408,78 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, copies: b
                     }
                     tile += num_warps;
                 }
-                let is_last = is_last && start + len == total;
-                if is_last {
-                    if tid == 0 {
-                        place.at(total - 1, num_pixels);
+                if is_whole {
+                    let is_last = is_last && start + len == total;
+                    if is_last {
+                        if tid == 0 {
+                            place.at(total - 1, num_pixels);
+                        }
+                        stats.add_to_shared();
                     }
-                    stats.add_to_shared();
+                    thread::sync_threads();
+                    encoder.encode(len, is_last);
                 }
-                thread::sync_threads();
-                encoder.encode(len, is_last);
                 start += len;
             }
-            if total == 0 {
+            if !is_whole || total == 0 {
                 // No window had a barrier; the next tiles overwrite what was summed.
                 thread::sync_threads();
             }
+            handed += total;
             first_tile += num;
         }
-        if warp::warp_id() == 0 {
-            let stats = Stats::of_shared();
-            let len = encoder.len();
-            masks::warp_finish_mask(args, image, row, &stats, [offset, len, encoder.num_counts], signs.nonfinite, num_masks);
+        if !is_whole {
+            stats.add_to_shared();
+            thread::sync_threads();
+        }
+        (num_pixels, handed)
+    }
+}
+
+/// Encodes a mask of which all parts are handed over.
+///
+/// Callers: every thread of the block, after a barrier.
+///
+/// # Safety
+/// `rooms` are the rooms of the mask's parts, whose transitions they hold, and shared memory has where each begins.
+#[track_caller]
+#[inline(always)]
+unsafe fn merge(
+    args: &MaskArgs,
+    encoder: &mut Encoder,
+    scratch: Scratch,
+    rooms: Global<u32>,
+    num_parts: u32,
+    num_pixels: u32,
+) {
+    // SAFETY: the caller vouches for the rooms; windows are no longer than there is room in shared memory.
+    unsafe {
+        let starts = Shared::<u32>::at(layout::PART_STARTS);
+        let total = starts.load(num_parts) + 1;
+        let mut start = 0;
+        while start < total {
+            let len = (total - start).min(args.rle.window);
+            let mut i = thread::thread_idx_x();
+            while i < len {
+                let idx = start + i;
+                // The last part that begins at or before the transition.
+                let (mut k, mut step) = (0, layout::MAX_PARTS / 2);
+                while step > 0 {
+                    if k + step < num_parts && starts.load(k + step) <= idx {
+                        k += step;
+                    }
+                    step /= 2;
+                }
+                let mut position = num_pixels;
+                if idx + 1 < total {
+                    position = rooms.load((k * args.part_capacity + idx - starts.load(k)) as usize);
+                }
+                scratch.transitions.store(3 + i, position);
+                i += thread::block_dim_x();
+            }
+            thread::sync_threads();
+            encoder.encode(len, start + len == total);
+            start += len;
         }
     }
 }
@@ -350,7 +510,7 @@ unsafe fn warp_sum_of_tiles(counts: Shared<u32>, num: u32) -> u32 {
 /// As [`mask`].
 #[track_caller]
 #[inline(always)]
-unsafe fn load(args: &MaskArgs, image: u32, copies: bool) -> Signs {
+unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) -> Signs {
     // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
     unsafe {
         let mut geometry = Geometry::new(args, masks::kept_record(), image);
@@ -363,9 +523,22 @@ unsafe fn load(args: &MaskArgs, image: u32, copies: bool) -> Signs {
         }
         let window = Window::new(args, &geometry.record, image, masks::kept_query());
         let rows = Span { start: 0, end: geometry.record.window_h };
+        let (window_w, content_w) = (geometry.record.window_w, geometry.record.content_w);
+        let counted = part.of(window_w);
+        // The cells that the part's columns are made of, the column before it included, and those that it counts.
+        let mut columns = Span { start: 0, end: window_w };
+        if part.num > 1 {
+            let (axis, content) = (&geometry.columns, part.of(content_w));
+            let reach = axis.support + axis.scale + 1.5;
+            let start = (content.start as f32 * axis.scale - reach) as i32 - 1;
+            let end = (content.end as f32 * axis.scale + reach) as i32 + 2;
+            columns.start = (start.max(0) as u32).min(counted.start);
+            columns.end = (end.max(0) as u32).max(counted.end).min(window_w);
+        }
         let words = has_room(&args.rle, &geometry.record).then_some(args.rle.signs_offset);
         let odd = Shared::<u32>::at(layout::ODD);
-        Signs::load(&cells(&args.rle, &geometry.record, window), rows, rows, words, odd, masks::counters())
+        let cells = cells(&args.rle, &geometry.record, window);
+        Signs::load(&cells, rows, columns, [rows, counted], words, odd, masks::counters())
     }
 }
 
@@ -399,6 +572,7 @@ fn has_room(rle: &RleLayout, record: &ImageRecord) -> bool {
 struct Mask<'a> {
     args: &'a MaskArgs,
     image: u32,
+    part: Part,
     signs: Signs,
     /// What the row groups hold.
     found: u32,
@@ -422,6 +596,7 @@ impl Mask<'_> {
                 geometry,
                 cells: cells(&args.rle, &record, Window::new(args, &record, self.image, masks::kept_query())),
                 signs: self.signs,
+                part: self.part.of(record.content_w),
                 crossings: Shared::at(args.rle.crossings_offset),
                 num_crossing_words: args.rle.num_crossing_words,
                 is_fast: has_room && record.flags & IMAGE_PLAIN_ROWS == 0 && self.found & HAS_EMPTY == 0,
@@ -437,8 +612,13 @@ impl Mask<'_> {
 #[derive(Clone, Copy)]
 struct Place {
     transitions: Shared<u32>,
+    /// Where the transitions of a part go.
+    room: Global<u32>,
+    is_whole: bool,
     start: u32,
     len: u32,
+    /// Transitions that are in the room already.
+    handed: u32,
 }
 
 impl Place {
@@ -455,8 +635,14 @@ impl Place {
     #[inline(always)]
     unsafe fn at(&self, idx: u32, position: u32) {
         if self.has(idx) {
-            // SAFETY: inside the window, behind the three words before it.
-            unsafe { self.transitions.store(3 + idx - self.start, position) };
+            // SAFETY: inside the window, behind the three words before it; or inside the room.
+            unsafe {
+                if self.is_whole {
+                    self.transitions.store(3 + idx - self.start, position);
+                } else {
+                    self.room.store((self.handed + idx) as usize, position);
+                }
+            }
         }
     }
 }
@@ -480,6 +666,8 @@ struct Columns {
     geometry: Geometry,
     cells: Cells,
     signs: Signs,
+    /// The content columns of the part.
+    part: Span,
     crossings: Shared<u32>,
     num_crossing_words: u32,
     /// Signs and crossings can be used.
@@ -502,13 +690,16 @@ impl Columns {
     /// Content columns that may have foreground, and at least one more behind them if there is one.
     #[inline(always)]
     fn live(&self) -> Span {
-        let content_w = if self.geometry.is_empty() { 0 } else { self.geometry.record.content_w };
+        let none = Span { start: self.part.start, end: self.part.start };
+        if self.geometry.is_empty() {
+            return none;
+        }
         if !self.is_fast {
-            return Span { start: 0, end: content_w };
+            return self.part;
         }
         let live = self.signs.live;
-        if live.end == 0 || content_w == 0 {
-            return Span { start: 0, end: 0 };
+        if live.end == 0 {
+            return none;
         }
         // An estimate that is never too narrow: the filter reaches `support` cells from a center; rounding is far below
         // the cell and the columns added.
@@ -516,7 +707,8 @@ impl Columns {
         let reach = axis.support + 1.5;
         let start = math::div(live.start as f32 - reach, axis.scale) as i32 - 2;
         let end = math::div(live.end as f32 + reach, axis.scale) as i32 + 3;
-        Span { start: start.max(0) as u32, end: end.max(0).min(content_w as i32) as u32 }
+        let start = (start.max(0) as u32).max(self.part.start).min(self.part.end);
+        Span { start, end: (end.max(0) as u32).min(self.part.end).max(start) }
     }
 
     /// Flat position of the first content pixel of column `x`.

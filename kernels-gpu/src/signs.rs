@@ -40,6 +40,13 @@ pub struct Span {
     pub end: u32,
 }
 
+impl Span {
+    #[inline(always)]
+    fn has(&self, i: u32) -> bool {
+        self.start <= i && i < self.end
+    }
+}
+
 /// Words of the counters that [`Signs::load`] uses.
 const FIRST_COLUMN: u32 = 0;
 const COLUMN_END: u32 = 1;
@@ -86,8 +93,8 @@ impl Signs {
         }
     }
 
-    /// Loads the cells of `rows` and of all columns of the window, into shared memory too if they have room there; of the
-    /// rows `counted`, counts those that are not finite. Without `words` only counts.
+    /// Loads the cells of `rows` and of the columns that `columns` reaches, into shared memory too if they have room there;
+    /// of those in the rows and columns that are `counted`, counts the ones that are not finite. Without `words` only counts.
     ///
     /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier; valid in all threads. A barrier is
     /// owed before the next `reset`. Cost: one barrier; eight loads a thread in flight.
@@ -100,21 +107,25 @@ impl Signs {
     pub unsafe fn load(
         cells: &Cells,
         rows: Span,
-        counted: Span,
+        columns: Span,
+        counted: [Span; 2],
         words: Option<u32>,
         odd: Shared<u32>,
         counters: Shared<u32>,
     ) -> Self {
         let (lane, num_warps) = (warp::lane_id(), thread::block_dim_x() / 32);
+        let [counted_rows, counted_columns] = counted;
         let (num_columns, num_rows) = (cells.num_columns, rows.end - rows.start);
         let num_words = num_rows.div_ceil(32);
-        let (num_octets, num_tiles) = (num_rows.div_ceil(8), num_columns.div_ceil(32));
+        let first_tile = columns.start / 32;
+        let (num_octets, num_tiles) = (num_rows.div_ceil(8), columns.end.min(num_columns).div_ceil(32).max(first_tile) - first_tile);
         // SAFETY: the caller gave the words.
         let (words, bytes) = unsafe { (Shared::<u32>::at(words.unwrap_or(0)), words.map(|at| Shared::<u8>::at(at))) };
         let mut item = warp::warp_id();
         while item < num_octets * num_tiles {
             // SAFETY: the window has columns.
             let (octet, tile) = unsafe { div_rem(item, num_tiles) };
+            let tile = first_tile + tile;
             let (r, c) = (rows.start + 8 * octet, 32 * tile + lane);
             // SAFETY: the mask tensor is what the window was made of.
             let octet_cells = unsafe { cells.window.octet(r, rows.end, c, num_columns) };
@@ -167,8 +178,8 @@ impl Signs {
                     while i < 8 {
                         let row = r + i;
                         if c < num_columns
-                            && counted.start <= row
-                            && row < counted.end
+                            && counted_rows.has(row)
+                            && counted_columns.has(c)
                             && !cells.window.cell(row, c).is_finite()
                         {
                             counters.fetch_add(NONFINITE, 1);

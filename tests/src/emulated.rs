@@ -40,6 +40,8 @@ pub struct Shape {
     pub window: Option<u32>,
     /// Words for the crossings of a mask's columns; the plan's if none.
     pub num_crossing_words: Option<u32>,
+    /// Transitions that a part of a mask can hand over; the plan's if none.
+    pub part_capacity: Option<u32>,
     /// Rows whose weights have room in shared memory; the plan's if none.
     pub num_weights: Option<u32>,
     /// Room for one run-length mask; the plan's if none.
@@ -63,6 +65,7 @@ impl Shape {
             window: [None, Some(1024), Some(32), Some(5)][(seed >> 24) as usize % 4],
             num_crossing_words: [None, None, Some(96), Some(32)][(seed >> 32) as usize % 4],
             num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
+            part_capacity: [None, None, Some(20), Some(0)][(seed >> 48) as usize % 4],
             mask_capacity: None,
             damage: None,
         }
@@ -110,6 +113,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     lower(&mut plan.rle.window, shape.window);
     lower(&mut plan.rle.num_crossing_words, shape.num_crossing_words);
     lower(&mut plan.rle.num_weights, shape.num_weights);
+    lower(&mut plan.part_capacity, shape.part_capacity);
     if metas.is_empty() {
         return Ok(Detections::default());
     }

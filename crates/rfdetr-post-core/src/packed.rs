@@ -321,6 +321,10 @@ pub struct MaskArgs {
     pub axes_at: u64,
     /// One word, zero between launches: counts finished masks.
     pub done_at: u64,
+    /// `[grid]` words: transitions of each part of a mask.
+    pub part_lens_at: u64,
+    /// `[grid, part_capacity]` words: transitions of each part of a mask.
+    pub parts_at: u64,
     /// [`ResultHeader`]: written, its `sequence` last.
     pub result_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
@@ -349,21 +353,21 @@ pub struct MaskArgs {
     pub flags: u32,
     /// Elements of one run-length mask: bytes (a multiple of 16) or counts.
     pub mask_capacity: u32,
+    /// Transitions that one part of a mask can hand over.
+    pub part_capacity: u32,
     /// Layout of the axis tables.
     pub axes: AxesLayout,
     /// Number of the request.
     pub sequence: u32,
     /// Shared memory of `rfdetr_masks_rle`.
     pub rle: RleLayout,
-    /// Unused.
-    pub reserved: u32,
     /// The records of small batches.
     pub records: [ImageRecord; INLINE_IMAGES],
 }
 
 const _: () = {
-    assert!(size_of::<MaskArgs>() == 104 + 26 * 4 + INLINE_IMAGES * 112);
-    assert!(core::mem::offset_of!(MaskArgs, records) == 208);
+    assert!(size_of::<MaskArgs>() == 120 + 26 * 4 + INLINE_IMAGES * 112);
+    assert!(core::mem::offset_of!(MaskArgs, records) == 224);
 };
 
 /// The part of the shared memory of `rfdetr_masks_rle` that depends on the plan: where each array begins, in bytes from the
@@ -444,8 +448,12 @@ pub mod shared {
         pub const ODD: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
         /// The image's record, the mask's query, and the first half of its row.
         pub const RECORD: u32 = (ODD + 4 * ODD_WORDS).next_multiple_of(16);
+        /// Run lengths: a mask is cut into at most this many parts, each a block's.
+        pub const MAX_PARTS: u32 = 8;
+        /// Run lengths: transitions before each part, and those of all.
+        pub const PART_STARTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 48;
         /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
-        pub const TILE_COUNTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 48;
+        pub const TILE_COUNTS: u32 = PART_STARTS + 4 * (MAX_PARTS + 1);
         /// Run lengths: states before each tile's columns.
         pub const TILE_CARRIES: u32 = TILE_COUNTS + 4 * MAX_TILES;
         /// Run lengths: size of the part that is the same in every plan.

@@ -6,7 +6,8 @@
 //! - P1: every request run under the plan fits its batch, model shape and image size ([`Plan::check`]).
 //! - P2: the rows of an image are `max_detections`, and the selection writes no more.
 //! - P3: `work_bytes` and `result_bytes` end behind the last section of their layouts; sections are 256-byte aligned.
-//! - P4: the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and the crossings have room for a
+//! - P4: a grid of `mask_grid` blocks makes at most `mask_grid` parts of masks at a time, so parts are indexed by work item;
+//!   the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and the crossings have room for a
 //!   tile of the tallest window whose signs have room.
 //! - P5: the shared memory of every kernel is at most `limits.max_shared_bytes`, of which it needs 64 KiB at least.
 
@@ -46,6 +47,8 @@ pub struct PlanSpec {
 
 /// Shared memory that every supported device has for a block.
 pub const MIN_SHARED_BYTES: u32 = 64 << 10;
+/// Transitions that a part of a mask hands over; a mask of which one has more is made by one block.
+const PART_CAPACITY: u32 = 4096;
 /// Transitions that the run-length kernel encodes at a time: at least.
 const MIN_WINDOW: u32 = 1024;
 /// And where there is room.
@@ -129,6 +132,10 @@ pub struct WorkLayout {
     pub counters: u64,
     /// Axis tables.
     pub axes: u64,
+    /// `[mask_grid]` words.
+    pub part_lens: u64,
+    /// `[mask_grid, part_capacity]` words.
+    pub parts: u64,
     /// Size of the buffer.
     pub bytes: u64,
 }
@@ -168,6 +175,8 @@ pub struct Plan {
     pub mask_shared_bytes: u32,
     /// Elements of one run-length mask.
     pub mask_capacity: u32,
+    /// Transitions that one part of a mask can hand over.
+    pub part_capacity: u32,
     /// Bytes of the dense, bit-packed or grid masks of one image.
     pub payload_image_bytes: u64,
     /// Bytes of the dense, bit-packed or grid masks of the batch; they stay on the device.
@@ -243,6 +252,7 @@ impl Plan {
             }
             _ => 0,
         };
+        let part_capacity = if mask_kernel == Some(MaskKernel::Rle) { PART_CAPACITY } else { 0 };
         let rle = rle_layout(mask_h as u32, mask_w as u32, spec.max_image, &limits);
         let mask_shared_bytes = match mask_kernel {
             Some(MaskKernel::Rle) => rle.crossings_offset + 4 * rle.num_crossing_words,
@@ -286,6 +296,8 @@ impl Plan {
             queries: section(rows_bytes * 4),
             counters: section(rows_bytes * 4),
             axes: section(batch * u64::from(axes.image_stride) * 16),
+            part_lens: section(if part_capacity > 0 { u64::from(mask_grid) * 4 } else { 0 }),
+            parts: section(u64::from(mask_grid) * u64::from(part_capacity) * 4),
             bytes: 0,
         };
         let work = WorkLayout { bytes: end, ..work };
@@ -320,6 +332,7 @@ impl Plan {
             mask_threads,
             mask_shared_bytes,
             mask_capacity,
+            part_capacity,
             payload_image_bytes,
             payload_bytes,
             axes,
@@ -436,6 +449,8 @@ impl Plan {
             counters_at: work(self.work.counters),
             axes_at: work(self.work.axes),
             done_at: work(self.work.done) + 4,
+            part_lens_at: work(self.work.part_lens),
+            parts_at: work(self.work.parts),
             result_at: result(0),
             result_headers_at: result(self.result.headers),
             result_rows_at: result(self.result.rows),
@@ -454,10 +469,10 @@ impl Plan {
             max_detections: self.max_detections,
             flags: self.flags,
             mask_capacity: self.mask_capacity,
+            part_capacity: self.part_capacity,
             axes: self.axes,
             sequence,
             rle: self.rle,
-            reserved: 0,
             records: inline,
         };
         (select, masks)
