@@ -291,87 +291,35 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
         let room =
             |item: u32| Global::<u32>::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64);
 
-        let (mut part, mut copies) = (part, copies);
-        // Cells that this block has yet to count, if it makes the whole mask at once.
-        let nonfinite;
-        let mut is_redone = false;
-        loop {
-            thread::sync_threads();
-            let signs = load(args, image, part, copies);
-            let mask = Mask { args, image, part, signs, found: counters.load(GROUPS_FOUND) };
-            let (num_pixels, handed) = walk(&mask, &mut encoder, scratch, room(part.item));
-            if part.num == 1 {
-                nonfinite = if is_redone { 0 } else { signs.nonfinite };
-                break;
-            }
-            if tid == 0 {
-                masks::add_stats(args, row, &Stats::of_shared());
-                masks::add_nonfinite(args, image, signs.nonfinite);
-                lens.store(part.item as usize, handed);
-            }
-            if !masks::is_last_part(args, row, part.num) {
-                return;
-            }
-            let first_item = part.item - part.idx;
-            let len = if tid < part.num { lens.load((first_item + tid) as usize) } else { 0 };
-            if !thread::sync_threads_or(len > args.part_capacity) {
-                if tid < 32 {
-                    let before = warp_inclusive_add(len) - len;
-                    if tid <= part.num {
-                        Shared::<u32>::at(layout::PART_STARTS).store(tid, before);
-                    }
-                    if tid == 0 {
-                        masks::load_stats(args, row).store_box_to_shared();
-                    }
-                }
-                thread::sync_threads();
-                let rooms = Global::<u32>::from_address(room(first_item).address());
-                merge(args, &mut encoder, scratch, rooms, part.num, num_pixels);
-                nonfinite = 0;
-                break;
-            }
-            // A part has no room for its transitions: the whole mask once more, in one.
-            part = Part { idx: 0, num: 1, item: part.item };
-            (copies, is_redone) = (false, true);
-            if tid < 32 {
-                Stats::reset_shared();
-                Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
-            }
-        }
-        if warp::warp_id() == 0 {
-            let stats = Stats::of_shared();
-            let len = encoder.len();
-            let mask = [offset, len, encoder.num_counts];
-            masks::warp_finish_mask(args, image, row, &stats, mask, nonfinite, num_masks);
-        }
-    }
-}
-
-/// Walks over the columns of a part of a mask, a tile a warp. A whole mask's transitions are encoded; those of a part go to
-/// its `room`, as far as it reaches, and the part's box to shared memory. Returns the pixels of the mask and the number of
-/// transitions of the part. Ends with a barrier.
-///
-/// Callers: every thread of the block; valid in all threads.
-///
-/// # Safety
-/// As [`mask`]; the signs are loaded.
-#[track_caller]
-#[inline(always)]
-unsafe fn walk(mask: &Mask, encoder: &mut Encoder, scratch: Scratch, room: Global<u32>) -> (u32, u32) {
-    let (args, tid, num_warps) = (mask.args, thread::thread_idx_x(), thread::block_dim_x() / 32);
-    let is_whole = mask.part.num == 1;
-    // SAFETY: shared memory is used inside its layout; barriers separate the phases.
-    unsafe {
         let counts = Shared::<u32>::at(layout::TILE_COUNTS);
         let carries = Shared::<u32>::at(layout::TILE_CARRIES);
-        let (live, num_pixels, batch) = mask.columns().extent();
-        let batch = batch.min(layout::MAX_TILES);
-        let num_tiles = div_ceil(live.end - live.start, TILE);
+        let starts = Shared::<u32>::at(layout::PART_STARTS);
+        let num_warps = thread::block_dim_x() / 32;
+        let first_room = room(part.item - part.idx);
+
+        // Three ways to transitions, in one loop, so that the code that counts, places and encodes exists once: a part's go
+        // to its room, a whole mask's to shared memory, window by window, and those of parts that are merged come from the
+        // rooms.
+        let (mut part, mut copies, mut is_redone, mut is_merged) = (part, copies, false, false);
+        let mut mask = Mask { args, image, part, signs: Signs::none(), found: 0 };
+        let (mut live, mut num_pixels, mut batch) = (Span { start: 0, end: 0 }, 0, 0);
         let mut stats = Stats::EMPTY;
-        let (mut first_tile, mut handed, mut is_last) = (0, 0, false);
-        while !is_last {
-            let num = (num_tiles - first_tile).min(batch);
-            is_last = first_tile + num == num_tiles;
+        let (mut first_tile, mut num_tiles, mut handed) = (0, 0, 0);
+        let mut is_loaded = false;
+        loop {
+            if !is_loaded {
+                thread::sync_threads();
+                mask.signs = load(args, image, part, copies);
+                mask.part = part;
+                mask.found = counters.load(GROUPS_FOUND);
+                (live, num_pixels, batch) = mask.columns().extent();
+                batch = batch.min(layout::MAX_TILES);
+                num_tiles = div_ceil(live.end - live.start, TILE);
+                (first_tile, handed, stats, is_loaded) = (0, 0, Stats::EMPTY, true);
+            }
+            let is_part = part.num > 1 && !is_merged;
+            let num = if is_merged { 0 } else { (num_tiles - first_tile).min(batch) };
+            let is_last = is_merged || first_tile + num == num_tiles;
             let mut tile = warp::warp_id();
             while tile < num {
                 let x0 = live.start + TILE * (first_tile + tile);
@@ -385,16 +333,17 @@ unsafe fn walk(mask: &Mask, encoder: &mut Encoder, scratch: Scratch, room: Globa
             thread::sync_threads();
 
             // The last run ends with the mask.
-            let total = warp_sum_of_tiles(counts, num) + (is_last && is_whole) as u32;
+            let total = if is_merged { starts.load(part.num) } else { warp_sum_of_tiles(counts, num) };
+            let total = total + (is_last && !is_part) as u32;
             let mut start = 0;
             while start < total {
-                let len = if is_whole { (total - start).min(args.rle.window) } else { total };
+                let len = if is_part { total } else { (total - start).min(args.rle.window) };
                 let place = Place {
                     transitions: scratch.transitions,
-                    room,
-                    is_whole,
+                    room: room(part.item),
+                    is_whole: !is_part,
                     start,
-                    len: if is_whole { len } else { args.part_capacity.saturating_sub(handed) },
+                    len: if is_part { args.part_capacity.saturating_sub(handed) } else { len },
                     handed,
                 };
                 let mut tile = warp::warp_id();
@@ -408,79 +357,103 @@ unsafe fn walk(mask: &Mask, encoder: &mut Encoder, scratch: Scratch, room: Globa
                     }
                     tile += num_warps;
                 }
-                if is_whole {
-                    let is_last = is_last && start + len == total;
-                    if is_last {
-                        if tid == 0 {
-                            place.at(total - 1, num_pixels);
-                        }
-                        stats.add_to_shared();
-                    }
-                    thread::sync_threads();
-                    encoder.encode(len, is_last);
+                if is_merged {
+                    gather(args, scratch, first_room, part.num, start, len.min(total - 1 - start));
+                }
+                let is_end = is_last && start + len == total;
+                if is_end && !is_part && tid == 0 {
+                    place.at(total - 1, num_pixels);
+                }
+                if is_end && !is_merged {
+                    stats.add_to_shared();
+                    stats = Stats::EMPTY;
+                }
+                thread::sync_threads();
+                if !is_part {
+                    encoder.encode(len, is_end);
                 }
                 start += len;
             }
-            if !is_whole || total == 0 {
+            if total == 0 {
+                stats.add_to_shared();
+                stats = Stats::EMPTY;
                 // No window had a barrier; the next tiles overwrite what was summed.
                 thread::sync_threads();
             }
             handed += total;
             first_tile += num;
+            if !is_last {
+                continue;
+            }
+            if !is_part {
+                break;
+            }
+
+            // The part is done. Its box is for the block that finishes the mask.
+            if tid == 0 {
+                masks::add_stats(args, row, &Stats::of_shared());
+                masks::add_nonfinite(args, image, mask.signs.nonfinite);
+                lens.store(part.item as usize, handed);
+            }
+            if !masks::is_last_part(args, row, part.num) {
+                return;
+            }
+            let len = if tid < part.num { lens.load((part.item - part.idx + tid) as usize) } else { 0 };
+            if thread::sync_threads_or(len > args.part_capacity) {
+                // A part has no room for its transitions: the whole mask once more, in one.
+                part = Part { idx: 0, num: 1, item: part.item };
+                (copies, is_redone, is_loaded) = (false, true, false);
+                if tid < 32 {
+                    Stats::reset_shared();
+                    Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
+                }
+            } else {
+                is_merged = true;
+                if tid < 32 {
+                    let before = warp_inclusive_add(len) - len;
+                    if tid <= part.num {
+                        starts.store(tid, before);
+                    }
+                    if tid == 0 {
+                        masks::load_stats(args, row).store_box_to_shared();
+                    }
+                }
+            }
         }
-        if !is_whole {
-            stats.add_to_shared();
-            thread::sync_threads();
+        if warp::warp_id() == 0 {
+            let stats = Stats::of_shared();
+            let len = encoder.len();
+            let lens = [offset, len, encoder.num_counts];
+            let nonfinite = if is_redone || is_merged { 0 } else { mask.signs.nonfinite };
+            masks::warp_finish_mask(args, image, row, &stats, lens, nonfinite, num_masks);
         }
-        (num_pixels, handed)
     }
 }
 
-/// Encodes a mask of which all parts are handed over.
-///
-/// Callers: every thread of the block, after a barrier.
+/// Fetches `len` transitions from number `start` on from the rooms of a mask's parts to the window.
 ///
 /// # Safety
 /// `rooms` are the rooms of the mask's parts, whose transitions they hold, and shared memory has where each begins.
-#[track_caller]
 #[inline(always)]
-unsafe fn merge(
-    args: &MaskArgs,
-    encoder: &mut Encoder,
-    scratch: Scratch,
-    rooms: Global<u32>,
-    num_parts: u32,
-    num_pixels: u32,
-) {
-    // SAFETY: the caller vouches for the rooms; windows are no longer than there is room in shared memory.
-    unsafe {
-        let starts = Shared::<u32>::at(layout::PART_STARTS);
-        let total = starts.load(num_parts) + 1;
-        let mut start = 0;
-        while start < total {
-            let len = (total - start).min(args.rle.window);
-            let mut i = thread::thread_idx_x();
-            while i < len {
-                let idx = start + i;
-                // The last part that begins at or before the transition.
-                let (mut k, mut step) = (0, layout::MAX_PARTS / 2);
-                while step > 0 {
-                    if k + step < num_parts && starts.load(k + step) <= idx {
-                        k += step;
-                    }
-                    step /= 2;
+unsafe fn gather(args: &MaskArgs, scratch: Scratch, rooms: Global<u32>, num_parts: u32, start: u32, len: u32) {
+    // SAFETY: the layout has the words.
+    let starts = unsafe { Shared::<u32>::at(layout::PART_STARTS) };
+    let mut i = thread::thread_idx_x();
+    while i < len {
+        // SAFETY: the caller vouches for the rooms; the window has room.
+        unsafe {
+            // The last part that begins at or before the transition.
+            let (mut k, mut step) = (0, layout::MAX_PARTS / 2);
+            while step > 0 {
+                if k + step < num_parts && starts.load(k + step) <= start + i {
+                    k += step;
                 }
-                let mut position = num_pixels;
-                if idx + 1 < total {
-                    position = rooms.load((k * args.part_capacity + idx - starts.load(k)) as usize);
-                }
-                scratch.transitions.store(3 + i, position);
-                i += thread::block_dim_x();
+                step /= 2;
             }
-            thread::sync_threads();
-            encoder.encode(len, start + len == total);
-            start += len;
+            let at = k * args.part_capacity + start + i - starts.load(k);
+            scratch.transitions.store(3 + i, rooms.load(at as usize));
         }
+        i += thread::block_dim_x();
     }
 }
 

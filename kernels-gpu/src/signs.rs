@@ -73,6 +73,22 @@ pub struct Signs {
 }
 
 impl Signs {
+    /// Before any are loaded.
+    #[inline(always)]
+    pub fn none() -> Self {
+        // SAFETY: nothing is read there.
+        let nowhere = unsafe { Shared::at(0) };
+        Self {
+            words: nowhere,
+            odd: nowhere,
+            num_words: 0,
+            first_row: 0,
+            live: Span { start: 0, end: 0 },
+            nonfinite: 0,
+            has_odd: false,
+        }
+    }
+
     /// Readies the counters and the words of the odd columns. A barrier is owed before [`load`](Self::load).
     ///
     /// # Safety
