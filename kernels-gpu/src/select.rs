@@ -137,8 +137,62 @@ impl Candidates {
         unsafe { Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize) }
     }
 
-    /// Calls `visit(k, logit, exists)` for every pair that may be a hit or is counted, and for some others, in all lanes of
-    /// a warp together.
+    /// Which of eight fours, from four `v` on and a block's threads apart, hold a logit that may be a hit or is counted.
+    ///
+    /// # Safety
+    /// As [`select`].
+    #[inline(always)]
+    unsafe fn interesting_fours(&self, v: u32) -> u32 {
+        let block = thread::block_dim_x();
+        if self.is_vector {
+            // All loads are issued before the first is used. Written out: an array would have to be indexed.
+            // SAFETY: the caller vouches for the logits.
+            let load = |i: u32| unsafe { self.load_vector(v + i * block) };
+            let (x0, x1, x2, x3, x4, x5, x6, x7) =
+                (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
+            let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
+            let low = four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3);
+            return low | four(x4, 4) | four(x5, 5) | four(x6, 6) | four(x7, 7);
+        }
+        let (mut fours, mut i) = (0, 0);
+        while i < math::opaque(UNROLL) {
+            // SAFETY: as above.
+            fours |= (!self.are_dull(unsafe { self.load_four(v + i * block) }) as u32) << i;
+            i += 1;
+        }
+        fours
+    }
+
+    /// Calls `visit(k, logits)` for every four that holds a logit that may be a hit or is counted, with the index of its
+    /// first pair. Lanes are on their own.
+    ///
+    /// Nearly always nobody has anything. What somebody has is loaded again: the code to pick it out of registers would be
+    /// larger than everything else here, and a kernel that runs once waits for its code.
+    ///
+    /// # Safety
+    /// The logits are those that the launcher vouched for.
+    #[inline(always)]
+    unsafe fn for_each_four(&self, mut visit: impl FnMut(u32, [f32; 4])) {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let num_fours = self.num_pairs.div_ceil(4);
+        let mut base = 0;
+        while base < num_fours {
+            let v = base + tid;
+            // SAFETY: the caller vouches for the logits.
+            unsafe {
+                let mut fours = self.interesting_fours(v);
+                while fours != 0 {
+                    let four = v + fours.trailing_zeros() * block;
+                    fours &= fours - 1;
+                    visit(4 * four, self.load_four(four));
+                }
+            }
+            base += UNROLL * block;
+        }
+    }
+
+    /// Calls `visit(k, logit, exists)` for every pair that may be a hit, and for some others, in all lanes of a warp
+    /// together.
     ///
     /// # Safety
     /// The logits are those that the launcher vouched for.
@@ -149,26 +203,8 @@ impl Candidates {
         let mut base = 0;
         while base < num_fours {
             let v = base + tid;
-            let mut fours = 0;
-            if self.is_vector {
-                // All loads are issued before the first is used. Written out: an array would have to be indexed.
-                // SAFETY: the caller vouches for the logits.
-                let load = |i: u32| unsafe { self.load_vector(v + i * block) };
-                let (x0, x1, x2, x3, x4, x5, x6, x7) =
-                    (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
-                let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
-                fours |= four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3);
-                fours |= four(x4, 4) | four(x5, 5) | four(x6, 6) | four(x7, 7);
-            } else {
-                let mut i = 0;
-                while i < math::opaque(UNROLL) {
-                    // SAFETY: as above.
-                    fours |= (!self.are_dull(unsafe { self.load_four(v + i * block) }) as u32) << i;
-                    i += 1;
-                }
-            }
-            // Nearly always nobody has anything. What somebody has is loaded again: the code to pick it out of
-            // registers would be larger than everything else here, and a kernel that runs once waits for its code.
+            // SAFETY: the caller vouches for the logits.
+            let mut fours = unsafe { self.interesting_fours(v) };
             while warp::warp_vote_any(FULL_MASK, fours != 0) {
                 let has_four = fours != 0;
                 let four = v + fours.trailing_zeros() % 32 * block;
@@ -266,7 +302,7 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
             let mut i = tid;
             while i < num_hits {
                 let entry = list.load(i);
-                list.store(i, candidates.hit_key(f32::from_bits((entry >> 32) as u32), entry as u32));
+                list.store(i, candidates.hit_key(f32::from_bits((entry >> 32) as u32), !(entry as u32)));
                 i += block;
             }
             thread::sync_threads();
@@ -438,55 +474,58 @@ unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>,
     let (mut nan, mut pos_inf, mut neg_inf) = (0, 0, 0);
     // SAFETY: the caller vouches for the logits; slots beyond the list are not written.
     unsafe {
-        candidates.for_each(|k, logit, exists| {
-            let mut is_listed = false;
-            // The logit now, its key later: then there is a thread for each.
-            let mut entry = (logit.to_bits() as u64) << 32 | k as u64;
-            if exists {
-                nan += logit.is_nan() as u32;
-                pos_inf += (logit == f32::INFINITY) as u32;
-                neg_inf += (logit == f32::NEG_INFINITY) as u32;
-                is_listed = candidates.is_above(logit);
-                if math::opaque((last != 0 || candidates.uses_torch) as u32) != 0 {
-                    let key = candidates.hit_key(logit, k);
-                    is_listed = key != 0 && key >= last;
-                    entry = if last != 0 { key } else { entry };
+        let needs_key = last != 0 || candidates.uses_torch;
+        candidates.for_each_four(|k, [a, b, c, d]| {
+            let exists = |i: u32| k + i < candidates.num_pairs;
+            // Without the key, the logit now and its key later: then there is a thread for each.
+            let entry = |i: u32, logit: f32| {
+                if !exists(i) || !candidates.is_above(logit) && !candidates.uses_torch {
+                    return 0;
                 }
+                let entry = (logit.to_bits() as u64) << 32 | !(k + i) as u64;
+                if math::opaque(needs_key as u32) == 0 {
+                    return entry;
+                }
+                let key = candidates.hit_key(logit, k + i);
+                if key == 0 || key < last {
+                    0
+                } else if last != 0 {
+                    key
+                } else {
+                    entry
+                }
+            };
+            let count = |i: u32, logit: f32| exists(i) && !logit.is_finite();
+            if count(0, a) || count(1, b) || count(2, c) || count(3, d) {
+                let sum = |is: fn(f32) -> bool| {
+                    (exists(0) && is(a)) as u32
+                        + (exists(1) && is(b)) as u32
+                        + (exists(2) && is(c)) as u32
+                        + (exists(3) && is(d)) as u32
+                };
+                nan += sum(f32::is_nan);
+                pos_inf += sum(|x| x == f32::INFINITY);
+                neg_inf += sum(|x| x == f32::NEG_INFINITY);
             }
-            append(is_listed, entry, counters, list);
+            let (mut rest, mut i) = ([a, b, c, d], 0);
+            while i < 4 {
+                // One body for the four, which move up.
+                let key = entry(i, rest[0]);
+                if key != 0 {
+                    let slot = counters.fetch_add(LIST_LEN, 1);
+                    if slot < MAX_SELECT {
+                        list.store(slot, key);
+                    }
+                }
+                rest = [rest[1], rest[2], rest[3], 0.0];
+                i = math::opaque(i) + 1;
+            }
         });
         if last == 0 && nan | pos_inf | neg_inf > 0 {
             counters.fetch_add(HEALTH, nan);
             counters.fetch_add(HEALTH + 1, pos_inf);
             counters.fetch_add(HEALTH + 2, neg_inf);
         }
-    }
-}
-
-/// Appends the keys of the lanes that have one to the list, with one atomic a warp.
-///
-/// Callers: every lane of the warp.
-///
-/// # Safety
-/// As [`select`].
-#[inline(always)]
-unsafe fn append(has_key: bool, key: u64, counters: Shared<u32>, list: Shared<u64>) {
-    let voters = warp::warp_vote_ballot(FULL_MASK, has_key);
-    if voters == 0 {
-        return;
-    }
-    let lane = warp::lane_id();
-    let leader = voters.trailing_zeros();
-    let mut base = 0;
-    if lane == leader {
-        // SAFETY: inside the counters.
-        base = unsafe { counters.fetch_add(LIST_LEN, voters.count_ones()) };
-    }
-    let base = warp::warp_shuffle_idx(FULL_MASK, base, leader);
-    let slot = base + (voters & ((1 << lane) - 1)).count_ones();
-    if has_key && slot < MAX_SELECT {
-        // SAFETY: below the list's length; slots are distinct.
-        unsafe { list.store(slot, key) };
     }
 }
 
