@@ -153,7 +153,7 @@ pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32, row: usiz
             kept.store(tid, load_record_word(is_inline, params, offset, args.records_at, image, tid));
         }
         if tid == RECORD_WORDS {
-            kept.store(tid, [query_of(args, row), 0, 0, 0]);
+            Shared::<u32>::at(layout::RECORD).store(4 * tid, query_of(args, row));
         }
         if tid > RECORD_WORDS && tid <= RECORD_WORDS + 2 {
             let at = args.rows_at + (row * size_of::<DetectionRow>()) as u64;
@@ -170,6 +170,32 @@ pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32, row: usiz
 pub unsafe fn kept_record() -> ImageRecord {
     // SAFETY: the caller vouches for the words.
     record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(layout::RECORD).load(word) })
+}
+
+/// Keeps what the columns of a part come to: their range, and how many tiles are counted at a time. Callers: one thread; a
+/// barrier is owed.
+///
+/// # Safety
+/// The layout has the words behind the query.
+#[inline(always)]
+pub unsafe fn keep_extent([start, end, batch]: [u32; 3]) {
+    // SAFETY: the caller vouches for the words.
+    unsafe {
+        let words = Shared::<u32>::at(layout::RECORD);
+        words.store(4 * RECORD_WORDS + 1, start);
+        words.store(4 * RECORD_WORDS + 2, end);
+        words.store(4 * RECORD_WORDS + 3, batch);
+    }
+}
+
+/// What [`keep_extent`] kept.
+///
+/// # Safety
+/// It was kept, and a barrier was passed.
+#[inline(always)]
+pub unsafe fn kept_extent() -> [u32; 3] {
+    // SAFETY: the caller vouches for the words.
+    [1, 2, 3].map(|i| unsafe { Shared::<u32>::at(layout::RECORD).load(4 * RECORD_WORDS + i) })
 }
 
 /// Finishes a mask whose row [`keep_record`] kept: writes its final row, and counts it; the block that counts the last of

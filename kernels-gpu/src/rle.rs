@@ -60,12 +60,27 @@ struct Scratch {
     stage_words: Shared<[u32; 4]>,
 }
 
+impl Scratch {
+    /// # Safety
+    /// The block has the shared memory of `args.rle`.
+    #[inline(always)]
+    unsafe fn new(args: &MaskArgs) -> Self {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            Self {
+                transitions: Shared::at(args.rle.transitions_offset),
+                stage: Shared::at(args.rle.stage_offset),
+                stage_words: Shared::at(args.rle.stage_offset),
+            }
+        }
+    }
+}
+
 /// Turns transitions into counts or text, window by window.
-struct Encoder {
-    scratch: Scratch,
-    payload_at: u64,
-    capacity: u32,
-    is_string: bool,
+struct Encoder<'a> {
+    args: &'a MaskArgs,
+    image: u32,
+    slot: u32,
     /// Transitions encoded so far.
     num_counts: u32,
     /// Bytes of text that left the stage: a multiple of 16.
@@ -74,18 +89,36 @@ struct Encoder {
     staged: u32,
 }
 
-impl Encoder {
-    /// Callers: every thread of the block. A barrier is owed before the first window.
+impl<'a> Encoder<'a> {
+    /// The encoder of row `slot` of an image. Callers: every thread of the block. A barrier is owed before the first window.
     ///
     /// # Safety
-    /// `payload_at` has room for `capacity` elements and is 16-byte aligned.
+    /// `args` holds what [`MaskArgs`] promises.
     #[inline(always)]
-    unsafe fn new(scratch: Scratch, payload_at: u64, capacity: u32, is_string: bool) -> Self {
+    unsafe fn new(args: &'a MaskArgs, image: u32, slot: u32) -> Self {
         if thread::thread_idx_x() < 3 {
             // SAFETY: before the first transition there are three at position 0.
-            unsafe { scratch.transitions.store(thread::thread_idx_x(), 0) };
+            unsafe { Scratch::new(args).transitions.store(thread::thread_idx_x(), 0) };
         }
-        Self { scratch, payload_at, capacity, is_string, num_counts: 0, flushed: 0, staged: 0 }
+        Self { args, image, slot, num_counts: 0, flushed: 0, staged: 0 }
+    }
+
+    #[inline(always)]
+    fn is_string(&self) -> bool {
+        self.args.flags & FLAG_RLE_STRING != 0
+    }
+
+    /// First element of the mask in the image's payload.
+    #[inline(always)]
+    fn offset(&self) -> u32 {
+        self.slot * self.args.mask_capacity
+    }
+
+    /// Address of the mask: it has room for the plan's capacity, and is 16-byte aligned.
+    #[inline(always)]
+    fn payload_at(&self) -> u64 {
+        let element = if self.is_string() { 1 } else { 4 };
+        self.args.payload_at + self.image as u64 * self.args.payload_image_bytes + self.offset() as u64 * element
     }
 
     /// Encodes the `len` transitions of the window, which lie behind the three before them, and adds the foreground to the
@@ -99,8 +132,9 @@ impl Encoder {
     #[inline(always)]
     unsafe fn encode(&mut self, len: u32, is_last: bool) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let (transitions, stage, stage_words) =
-            (self.scratch.transitions, self.scratch.stage, self.scratch.stage_words);
+        // SAFETY: the block has the layout's shared memory.
+        let Scratch { transitions, stage, stage_words } = unsafe { Scratch::new(self.args) };
+        let (payload_at, capacity) = (self.payload_at(), self.args.mask_capacity);
         // SAFETY: three transitions before the window, then the window; the stage has room for 6 characters each, and 15
         // left over; the payload is not written past its capacity; barriers separate the phases.
         unsafe {
@@ -126,8 +160,8 @@ impl Encoder {
                     if pass == 0 {
                         num_chars += left;
                         area += if idx % 2 == 1 { count } else { 0 };
-                        if !self.is_string && idx < self.capacity {
-                            Global::<u32>::from_address(self.payload_at).store(idx as usize, count);
+                        if !self.is_string() && idx < capacity {
+                            Global::<u32>::from_address(payload_at).store(idx as usize, count);
                         }
                     } else {
                         let mut rest = value;
@@ -147,14 +181,14 @@ impl Encoder {
                     let before;
                     (before, total) = block_exclusive_add(num_chars, masks::scratch());
                     at = self.staged + before;
-                    if !self.is_string {
+                    if !self.is_string() {
                         break;
                     }
                 }
             }
             self.num_counts += len;
             let mut flushed_len = 0;
-            if self.is_string {
+            if self.is_string() {
                 let len = self.staged + total;
                 // What is left over waits for the next window; the last one fills up with zeros.
                 let num_words = if is_last { len.div_ceil(16) } else { len / 16 };
@@ -164,8 +198,8 @@ impl Encoder {
                 thread::sync_threads();
                 let mut word = tid;
                 while word < num_words {
-                    if self.flushed + 16 * word + 16 <= self.capacity {
-                        Global::<[u32; 4]>::from_address(self.payload_at + self.flushed as u64)
+                    if self.flushed + 16 * word + 16 <= capacity {
+                        Global::<[u32; 4]>::from_address(payload_at + self.flushed as u64)
                             .store(word as usize, stage_words.load(word));
                     }
                     word += block;
@@ -195,7 +229,7 @@ impl Encoder {
     /// Number of elements of the mask, after the last window.
     #[inline(always)]
     fn len(&self) -> u32 {
-        if self.is_string { self.flushed + self.staged } else { self.num_counts }
+        if self.is_string() { self.flushed + self.staged } else { self.num_counts }
     }
 }
 
@@ -267,9 +301,8 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
     // phases; a part hands over no more than its room.
     unsafe {
         let counters = masks::counters();
-        let row = masks::row_idx(args, image, slot);
         // All by the first warp, which was the last to read the mask before.
-        masks::keep_record(args, params, image, row);
+        masks::keep_record(args, params, image, masks::row_idx(args, image, slot));
         Stats::reset_shared();
         if tid < 32 {
             Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
@@ -277,17 +310,7 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
                 counters.store(GROUPS_FOUND, 0);
             }
         }
-        let is_string = args.flags & FLAG_RLE_STRING != 0;
-        let offset = slot * args.mask_capacity;
-        let element = if is_string { 1 } else { 4 };
-        let payload_at = args.payload_at + image as u64 * args.payload_image_bytes + offset as u64 * element;
-        let scratch = Scratch {
-            transitions: Shared::at(args.rle.transitions_offset),
-            stage: Shared::at(args.rle.stage_offset),
-            stage_words: Shared::at(args.rle.stage_offset),
-        };
-        let mut encoder = Encoder::new(scratch, payload_at, args.mask_capacity, is_string);
-        let lens = Global::<u32>::from_address(args.part_lens_at);
+        let mut encoder = Encoder::new(args, image, slot);
         let room =
             |item: u32| Global::<u32>::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64);
 
@@ -295,35 +318,36 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
         let carries = Shared::<u32>::at(layout::TILE_CARRIES);
         let starts = Shared::<u32>::at(layout::PART_STARTS);
         let num_warps = thread::block_dim_x() / 32;
-        let first_room = room(part.item - part.idx);
 
         // Three ways to transitions, in one loop, so that the code that counts, places and encodes exists once: a part's go
         // to its room, a whole mask's to shared memory, window by window, and those of parts that are merged come from the
         // rooms.
         let (mut part, mut copies, mut is_redone, mut is_merged) = (part, copies, false, false);
-        let mut mask = Mask { args, image, part, signs: Signs::none(), found: 0 };
-        let (mut live, mut num_pixels, mut batch) = (Span { start: 0, end: 0 }, 0, 0);
+        let mut mask = Mask { args, image, part };
         let mut stats = Stats::EMPTY;
-        let (mut first_tile, mut num_tiles, mut handed) = (0, 0, 0);
+        let (mut first_tile, mut handed) = (0, 0);
         let mut is_loaded = false;
         loop {
             if !is_loaded {
                 thread::sync_threads();
-                mask.signs = load(args, image, part, copies);
+                load(args, image, part, copies);
                 mask.part = part;
-                mask.found = counters.load(GROUPS_FOUND);
-                (live, num_pixels, batch) = mask.columns().extent();
-                batch = batch.min(layout::MAX_TILES);
-                num_tiles = div_ceil(live.end - live.start, TILE);
+                if tid == 0 {
+                    let (live, batch) = mask.columns().extent();
+                    masks::keep_extent([live.start, live.end, batch.min(layout::MAX_TILES)]);
+                }
+                thread::sync_threads();
                 (first_tile, handed, stats, is_loaded) = (0, 0, Stats::EMPTY, true);
             }
             let is_part = part.num > 1 && !is_merged;
+            let [live_start, live_end, batch] = masks::kept_extent();
+            let num_tiles = div_ceil(live_end - live_start, TILE);
             let num = if is_merged { 0 } else { (num_tiles - first_tile).min(batch) };
             let is_last = is_merged || first_tile + num == num_tiles;
             let mut tile = warp::warp_id();
             while tile < num {
-                let x0 = live.start + TILE * (first_tile + tile);
-                let (count, carry, is_odd) = mask.columns().count(tile, x0, live.end, &mut stats);
+                let x0 = live_start + TILE * (first_tile + tile);
+                let (count, carry, is_odd) = mask.columns().count(tile, x0, live_end, &mut stats);
                 if warp::lane_id() == 0 {
                     counts.store(tile, count | if is_odd { TILE_IS_ODD } else { 0 });
                     carries.store(tile, carry);
@@ -339,7 +363,7 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
             while start < total {
                 let len = if is_part { total } else { (total - start).min(args.rle.window) };
                 let place = Place {
-                    transitions: scratch.transitions,
+                    transitions: Scratch::new(args).transitions,
                     room: room(part.item),
                     is_whole: !is_part,
                     start,
@@ -351,18 +375,20 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
                     let count = counts.load(tile);
                     let first = warp_sum_of_tiles(counts, tile);
                     if first < start + len && first + (count & !TILE_IS_ODD) > start {
-                        let x0 = live.start + TILE * (first_tile + tile);
+                        let [live_start, live_end, _] = masks::kept_extent();
+                        let x0 = live_start + TILE * (first_tile + tile);
                         let is_odd = count & TILE_IS_ODD != 0;
-                        mask.columns().place(tile, x0, live.end, is_odd, first, carries.load(tile), &place, &mut stats);
+                        mask.columns().place(tile, x0, live_end, is_odd, first, carries.load(tile), &place, &mut stats);
                     }
                     tile += num_warps;
                 }
                 if is_merged {
-                    gather(args, scratch, first_room, part.num, start, len.min(total - 1 - start));
+                    gather(args, room(part.item - part.idx), part.num, start, len.min(total - 1 - start));
                 }
                 let is_end = is_last && start + len == total;
                 if is_end && !is_part && tid == 0 {
-                    place.at(total - 1, num_pixels);
+                    let record = masks::kept_record();
+                    place.at(total - 1, record.width * record.height);
                 }
                 if is_end && !is_merged {
                     stats.add_to_shared();
@@ -390,9 +416,11 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
             }
 
             // The part is done. Its box is for the block that finishes the mask.
+            let row = masks::row_idx(args, image, slot);
+            let lens = Global::<u32>::from_address(args.part_lens_at);
             if tid == 0 {
                 masks::add_stats(args, row, &Stats::of_shared());
-                masks::add_nonfinite(args, image, mask.signs.nonfinite);
+                masks::add_nonfinite(args, image, mask.columns().signs.nonfinite);
                 lens.store(part.item as usize, handed);
             }
             if !masks::is_last_part(args, row, part.num) {
@@ -423,8 +451,9 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
         if warp::warp_id() == 0 {
             let stats = Stats::of_shared();
             let len = encoder.len();
-            let lens = [offset, len, encoder.num_counts];
-            let nonfinite = if is_redone || is_merged { 0 } else { mask.signs.nonfinite };
+            let row = masks::row_idx(args, image, slot);
+            let lens = [encoder.offset(), len, encoder.num_counts];
+            let nonfinite = if is_redone || is_merged { 0 } else { mask.columns().signs.nonfinite };
             masks::warp_finish_mask(args, image, row, &stats, lens, nonfinite, num_masks);
         }
     }
@@ -435,7 +464,7 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
 /// # Safety
 /// `rooms` are the rooms of the mask's parts, whose transitions they hold, and shared memory has where each begins.
 #[inline(always)]
-unsafe fn gather(args: &MaskArgs, scratch: Scratch, rooms: Global<u32>, num_parts: u32, start: u32, len: u32) {
+unsafe fn gather(args: &MaskArgs, rooms: Global<u32>, num_parts: u32, start: u32, len: u32) {
     // SAFETY: the layout has the words.
     let starts = unsafe { Shared::<u32>::at(layout::PART_STARTS) };
     let mut i = thread::thread_idx_x();
@@ -451,7 +480,7 @@ unsafe fn gather(args: &MaskArgs, scratch: Scratch, rooms: Global<u32>, num_part
                 step /= 2;
             }
             let at = k * args.part_capacity + start + i - starts.load(k);
-            scratch.transitions.store(3 + i, rooms.load(at as usize));
+            Scratch::new(args).transitions.store(3 + i, rooms.load(at as usize));
         }
         i += thread::block_dim_x();
     }
@@ -477,13 +506,13 @@ unsafe fn warp_sum_of_tiles(counts: Shared<u32>, num: u32) -> u32 {
 
 /// Copies row groups and weights, if `copies`, and loads the signs of the mask that the block keeps the record of.
 ///
-/// Callers: every thread of the block; valid in all threads.
+/// Callers: every thread of the block. Ends with a barrier.
 ///
 /// # Safety
 /// As [`mask`].
 #[track_caller]
 #[inline(always)]
-unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) -> Signs {
+unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) {
     // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
     unsafe {
         let mut geometry = Geometry::new(args, masks::kept_record(), image);
@@ -511,7 +540,7 @@ unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) -> Signs {
         let words = has_room(&args.rle, &geometry.record).then_some(args.rle.signs_offset);
         let odd = Shared::<u32>::at(layout::ODD);
         let cells = cells(&args.rle, &geometry.record, window);
-        Signs::load(&cells, rows, columns, [rows, counted], words, odd, masks::counters())
+        Signs::load(&cells, rows, columns, [rows, counted], words, odd, masks::counters());
     }
 }
 
@@ -546,9 +575,6 @@ struct Mask<'a> {
     args: &'a MaskArgs,
     image: u32,
     part: Part,
-    signs: Signs,
-    /// What the row groups hold.
-    found: u32,
 }
 
 impl Mask<'_> {
@@ -565,15 +591,18 @@ impl Mask<'_> {
             geometry.share_rows(&args.rle, false);
             let record = geometry.record;
             let has_room = has_room(&args.rle, &record);
+            let (counters, odd) = (masks::counters(), Shared::at(layout::ODD));
+            let found = counters.load(GROUPS_FOUND);
+            let words = Shared::at(args.rle.signs_offset);
             Columns {
                 geometry,
                 cells: cells(&args.rle, &record, Window::new(args, &record, self.image, masks::kept_query())),
-                signs: self.signs,
+                signs: Signs::loaded(words, record.window_h.div_ceil(32), 0, odd, counters),
                 part: self.part.of(record.content_w),
                 crossings: Shared::at(args.rle.crossings_offset),
                 num_crossing_words: args.rle.num_crossing_words,
-                is_fast: has_room && record.flags & IMAGE_PLAIN_ROWS == 0 && self.found & HAS_EMPTY == 0,
-                has_irregular: self.found & HAS_IRREGULAR != 0,
+                is_fast: has_room && record.flags & IMAGE_PLAIN_ROWS == 0 && found & HAS_EMPTY == 0,
+                has_irregular: found & HAS_IRREGULAR != 0,
                 joins: record.offset_y == 0 && record.content_h == record.height,
                 num_pixels: record.width * record.height,
             }
@@ -652,12 +681,12 @@ struct Columns {
 }
 
 impl Columns {
-    /// The columns to look at, the number of pixels, and how many tiles have room for their crossings.
+    /// The columns to look at, and how many tiles have room for their crossings.
     #[inline(always)]
-    fn extent(&self) -> (Span, u32, u32) {
+    fn extent(&self) -> (Span, u32) {
         let tile_words = 32 * if self.is_fast { self.signs.num_words.max(1) } else { 1 };
         // SAFETY: a tile has words.
-        (self.live(), self.num_pixels, unsafe { div_rem(self.num_crossing_words, tile_words).0 })
+        (self.live(), unsafe { div_rem(self.num_crossing_words, tile_words).0 })
     }
 
     /// Content columns that may have foreground, and at least one more behind them if there is one.

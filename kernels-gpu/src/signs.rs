@@ -73,22 +73,6 @@ pub struct Signs {
 }
 
 impl Signs {
-    /// Before any are loaded.
-    #[inline(always)]
-    pub fn none() -> Self {
-        // SAFETY: nothing is read there.
-        let nowhere = unsafe { Shared::at(0) };
-        Self {
-            words: nowhere,
-            odd: nowhere,
-            num_words: 0,
-            first_row: 0,
-            live: Span { start: 0, end: 0 },
-            nonfinite: 0,
-            has_odd: false,
-        }
-    }
-
     /// Readies the counters and the words of the odd columns. A barrier is owed before [`load`](Self::load).
     ///
     /// # Safety
@@ -211,6 +195,22 @@ impl Signs {
             item += num_warps;
         }
         thread::sync_threads();
+        // SAFETY: the words are those of `load`, which ended with a barrier.
+        unsafe { Self::loaded(words, num_words, rows.start, odd, counters) }
+    }
+
+    /// The signs that [`load`](Self::load) loaded, read anew: `num_words` words a column, from window row `first_row` on.
+    ///
+    /// # Safety
+    /// They were loaded to these places, and a barrier was passed.
+    #[inline(always)]
+    pub unsafe fn loaded(
+        words: Shared<u32>,
+        num_words: u32,
+        first_row: u32,
+        odd: Shared<u32>,
+        counters: Shared<u32>,
+    ) -> Self {
         // SAFETY: written before the barrier.
         let (live, nonfinite, has_odd) = unsafe {
             (
@@ -219,7 +219,7 @@ impl Signs {
                 counters.load(HAS_ODD) != 0,
             )
         };
-        Self { words, odd, num_words, first_row: rows.start, live, nonfinite, has_odd }
+        Self { words, odd, num_words, first_row, live, nonfinite, has_odd }
     }
 
     /// Whether an output column has cells that are not ordinary, or more than three.
