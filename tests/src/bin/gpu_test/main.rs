@@ -10,20 +10,21 @@
 //!
 //! - [`parts`]: what needs no device pointers, through `process_host`;
 //! - [`raw`]: tickets, streams and bad pointers, with memory and streams made by `cudarc`, as a user would;
-//! - [`judge`]: a postprocessor for a request, and the comparison;
-//! - [`tally`]: counts and failures of many cases on many threads.
+//! - [`judge`]: a postprocessor for a request, and the comparison.
 #![deny(unsafe_code)]
 
 mod judge;
 mod parts;
 mod raw;
-mod tally;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use rfdetr_post_cuda::device_info;
-use rfdetr_post_tests::fixtures;
+use rfdetr_post_tests::{
+    fixtures,
+    tally::{self, Outcome, Sum},
+};
 
 use judge::Gpu;
 
@@ -121,21 +122,10 @@ struct Threads {
     seconds: u64,
 }
 
-/// What a part came to: its counts, or what is wrong.
-type Outcome = Result<String, String>;
-
-/// Folder of the fixtures: the flag's, one beside the program, one in the folder above, or the source tree's.
-fn find_fixtures(flag: Option<PathBuf>) -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
-    let beside = beside.iter().flat_map(|folder| [folder.join("fixtures"), folder.join("../fixtures")]);
-    let mut candidates = flag.into_iter().chain(beside).chain([fixtures::root()]);
-    candidates.find(|folder| folder.join("upstream").is_dir())
-}
-
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let mut sum = Sum::default();
-    match find_fixtures(flags.fixtures) {
+    match fixtures::find(flags.fixtures) {
         Some(folder) => fixtures::set_root(folder),
         None => sum.add("setup", || Err("no folder of fixtures: expected --fixtures DIR".to_string())),
     }
@@ -195,31 +185,5 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             sum.add("pointer-errors", || raw::pointer_errors(gpu));
         }
         Part::TorchScores => sum.add("torch-scores", || parts::torch_scores(gpu)),
-    }
-}
-
-/// The parts so far.
-#[derive(Default)]
-struct Sum {
-    passed: u32,
-    failed: u32,
-}
-
-impl Sum {
-    /// Runs a part and prints its line. A panic is a failure, too.
-    fn add(&mut self, name: &str, part: impl FnOnce() -> Outcome) {
-        let start = Instant::now();
-        let outcome = tally::caught(part);
-        let seconds = start.elapsed().as_secs_f64();
-        match outcome {
-            Ok(counts) => {
-                self.passed += 1;
-                println!("PASS {name}: {counts} ({seconds:.1} s)");
-            }
-            Err(message) => {
-                self.failed += 1;
-                println!("FAIL {name}: {message} ({seconds:.1} s)");
-            }
-        }
     }
 }
