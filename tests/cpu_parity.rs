@@ -3,12 +3,14 @@
 //! `PROPTEST_CASES` raises the number of random requests. `cargo xtask cpu-test` builds a program that runs a million of
 //! them on all cores, and the rest of this file, where there is no cargo.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, num::NonZero};
 
 use proptest::{prelude::*, test_runner::TestRunner};
-use rfdetr_post_cpu::{CpuConfig, CpuPostprocessor, SimdLevel};
+use rfdetr_post_core::{DType, Error, ImageMeta, MaskFormat, Options, Size};
+use rfdetr_post_cpu::{CpuConfig, CpuPostprocessor, SimdLevel, Threads};
 use rfdetr_post_tests::{
-    case::RequestCase,
+    case::{OwnedTensor, RequestCase},
+    compare::compare,
     cpu::Backends,
     edge_cases::EDGE_CASES,
     fixtures::{self, FORMATS, Fixture},
@@ -82,6 +84,32 @@ fn every_level_equals_the_reference_on_large_images() {
     let mut backends = backends();
     for (turn, case) in grids::large().iter().enumerate() {
         backends.check(case, turn as u64);
+    }
+}
+
+/// Masks that no memory holds are an error on any number of threads, and the next request is answered as ever.
+#[test]
+fn a_refusal_leaves_nothing_behind() {
+    let good = grids::large().into_iter().find(|case| case.options.mask_format == MaskFormat::Dense).unwrap();
+    // 40,000 masks of 4 GiB: more than 2^47 bytes, the addresses of a process.
+    let (queries, classes) = (200, 200);
+    let network = good.metas[0].network;
+    let metas = [1, 65_535, 2].map(|side| ImageMeta::stretch(Size::new(side, side), network).unwrap());
+    let zeros = |shape: &[usize]| OwnedTensor::new(vec![0.0; shape.iter().product()], shape, DType::F32);
+    let bad = RequestCase {
+        boxes: zeros(&[3, queries, 4]),
+        logits: zeros(&[3, queries, classes]),
+        masks: Some(zeros(&[3, queries, 1, 1])),
+        metas: metas.to_vec(),
+        options: Options { num_select: Some(queries * classes), ..good.options.clone() },
+    };
+    for threads in [Threads::One, Threads::All, Threads::Count(NonZero::new(3).unwrap())] {
+        let mut postprocessor = CpuPostprocessor::new(CpuConfig { threads, simd: None }).unwrap();
+        for _ in 0..20 {
+            let error = postprocessor.process(&bad.request().unwrap()).unwrap_err();
+            assert!(matches!(error, Error::OutOfMemory { field: "masks", .. }), "{error}");
+        }
+        compare(&good.reference(), &postprocessor.process(&good.request().unwrap()).unwrap()).unwrap();
     }
 }
 
