@@ -12,6 +12,7 @@ mod bench;
 mod build_ptx;
 mod bundle;
 mod ci;
+mod cpu_memcheck;
 mod cpu_test;
 mod dependencies;
 mod gpu_test;
@@ -37,6 +38,8 @@ enum Command {
     GpuTest(bundle::Flags),
     /// Build the suite and the bench of the CPU path into one folder that runs without cargo or network.
     CpuTest(bundle::Flags),
+    /// Run the CPU path under valgrind and the address sanitizer.
+    CpuMemcheck(cpu_memcheck::Flags),
     /// Time the CPU path or a GPU beside their peers; write the record and a picture to `docs/bench/`.
     Bench(bench::Flags),
     /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
         Command::Ci(flags) => ci::run(&flags),
         Command::GpuTest(flags) => gpu_test::run(&flags),
         Command::CpuTest(flags) => cpu_test::run(&flags),
+        Command::CpuMemcheck(flags) => cpu_memcheck::run(&flags),
         Command::Bench(flags) => bench::run(&flags),
         Command::BuildPtx(flags) => build_ptx::run(&flags),
         Command::PtxReport(flags) => ptx_report::run(&flags),

@@ -22,6 +22,7 @@
 //! ```
 //!
 //! The stages are those of the reference, under the same names: `select`, `boxes`, `masks`, and `runs` for its `rle`.
+#![deny(unsafe_code)]
 
 mod axis;
 mod bits;
