@@ -325,3 +325,40 @@ impl Closing<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZero;
+
+    use rfdetr_post_core::{MaskFormat, Options, Size, bench::Case};
+
+    use super::*;
+    use crate::{CpuConfig, CpuPostprocessor, Threads};
+
+    /// Fewer workers than work and more, called from outside of any pool, from another pool, and from rayon's own.
+    #[test]
+    fn the_answer_does_not_depend_on_who_works() {
+        for (mask_format, batch) in
+            [(MaskFormat::Rle, 3), (MaskFormat::Counts, 1), (MaskFormat::Dense, 5), (MaskFormat::None, 7)]
+        {
+            let inputs = Case::new("seg-nano", Size::new(64, 48), 5, batch, mask_format).inputs();
+            let options = Options { mask_format, ..Options::default() };
+            let request = Request::new(inputs.tensors(), &inputs.metas, &options).unwrap();
+            let process = |threads| {
+                let mut postprocessor = CpuPostprocessor::new(CpuConfig { threads, simd: None }).unwrap();
+                // The second call finds the buffers of the first.
+                [(); 2].map(|()| postprocessor.process(&request).unwrap())
+            };
+            let expected = process(Threads::One);
+            assert!(expected[0].images.iter().all(|image| image.len() == 5));
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+            let counts = [1, 2, 3, 40].map(|count| Threads::Count(NonZero::new(count).unwrap()));
+            for threads in counts.into_iter().chain([Threads::All]) {
+                assert_eq!(process(threads), expected, "{threads:?}");
+                assert_eq!(pool.install(|| process(threads)), expected, "{threads:?} from another pool");
+                let (a, b) = rayon::join(|| process(threads), || process(threads));
+                assert_eq!((&a, &b), (&expected, &expected), "{threads:?} from rayon's pool");
+            }
+        }
+    }
+}
