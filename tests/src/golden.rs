@@ -1,7 +1,7 @@
 //! An implementation against upstream's own answers, and torch's on the CPU.
 //!
 //! Upstream's order of exactly equal scores is arbitrary, so runs of equal scores are compared as sets; everything else
-//! in order. Integers, boxes and masks are compared exactly, scores within [`SCORE_ULPS`].
+//! in order. Integers, boxes and masks are compared exactly, scores within `SCORE_ULPS`.
 
 use std::cell::RefCell;
 
