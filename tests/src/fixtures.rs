@@ -9,7 +9,9 @@ use std::{
 };
 
 use half::{bf16, f16};
-use rfdetr_post_core::{ClassLayout, DType, ImageMeta, MaskFormat, Offset, Options, Padding, Size, Thresholds};
+use rfdetr_post_core::{
+    ClassLayout, DType, ImageMeta, MaskFormat, Offset, Options, Padding, Semantics, Size, Thresholds,
+};
 use serde::Deserialize;
 
 use crate::case::{OwnedData, OwnedTensor, RequestCase};
@@ -27,6 +29,15 @@ pub fn set_root(folder: PathBuf) {
     let _ = ROOT.set(folder);
 }
 
+/// Folder of the fixtures for programs: the flag's, one beside the program, one in the folder above, or the source
+/// tree's.
+pub fn find(flag: Option<PathBuf>) -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
+    let beside = beside.iter().flat_map(|folder| [folder.join("fixtures"), folder.join("../fixtures")]);
+    let mut candidates = flag.into_iter().chain(beside).chain([root()]);
+    candidates.find(|folder| folder.join("upstream").is_dir())
+}
+
 /// The stems of all `.npz` files of a fixture folder, sorted.
 pub fn names(folder: &str) -> Vec<String> {
     let folder = root().join(folder);
@@ -39,6 +50,22 @@ pub fn names(folder: &str) -> Vec<String> {
     names.sort();
     names
 }
+
+/// Folder and name of every file that holds a request.
+pub fn all() -> Vec<(&'static str, String)> {
+    let of = |folder| names(folder).into_iter().map(move |name| (folder, name));
+    of("upstream").chain(of("torch_cpu")).collect()
+}
+
+/// All mask formats.
+pub const FORMATS: [MaskFormat; 6] = [
+    MaskFormat::None,
+    MaskFormat::Dense,
+    MaskFormat::BitPacked,
+    MaskFormat::GridLogits,
+    MaskFormat::Counts,
+    MaskFormat::Rle,
+];
 
 /// One array of an `.npz` file.
 #[derive(Debug, Clone)]
@@ -200,6 +227,36 @@ impl Fixture {
         let metas = info.metas.iter().map(MetaRecord::meta).collect();
         let case = RequestCase { boxes, logits, masks, metas, options };
         Self { name: name.into(), info, arrays, case }
+    }
+
+    /// The lowest threshold of any class.
+    pub fn lowest_threshold(&self) -> f64 {
+        self.arrays["threshold"].f32().iter().copied().fold(f32::INFINITY, f32::min).into()
+    }
+
+    /// The request under `Semantics::rf_detr()`: plain stretches, every column, no cap, and `keep_above` in place of the
+    /// threshold.
+    pub fn rf_detr(&self, keep_above: f64, format: MaskFormat) -> RequestCase {
+        let mut case = self.case.with_options(|options| {
+            options.semantics = Semantics::rf_detr();
+            options.classes = ClassLayout::Identity;
+            options.threshold = Thresholds::Scalar(keep_above);
+            options.max_detections = None;
+            options.num_select = self.info.num_select;
+            options.mask_format = format;
+        });
+        for meta in &mut case.metas {
+            *meta = ImageMeta::stretch(meta.original, meta.network).expect("a plain stretch");
+        }
+        case
+    }
+
+    /// The request under both presets, in every format that it can have.
+    pub fn variants(&self) -> Vec<RequestCase> {
+        let formats = if self.case.masks.is_some() { &FORMATS[..] } else { &FORMATS[..1] };
+        let rf_detr = self.rf_detr(self.lowest_threshold(), MaskFormat::None);
+        let with = |case: &RequestCase, format| case.with_options(|options| options.mask_format = format);
+        formats.iter().flat_map(|&format| [with(&self.case, format), with(&rf_detr, format)]).collect()
     }
 
     /// Whether the reference is in the file.

@@ -4,7 +4,10 @@
 //! lies (one pixel, one class, stretch, f32, finite values); the seed fills the tensors and does not shrink. So a case
 //! costs microseconds however many values it holds, and a failing one still becomes small.
 
-use proptest::{prelude::*, test_runner::FileFailurePersistence};
+use proptest::{
+    prelude::*,
+    test_runner::{FileFailurePersistence, RngAlgorithm, TestRng, TestRunner},
+};
 use rfdetr_post_core::{
     BoxRounding, ClassLayout, DType, Frame, ImageMeta, MaskFormat, MaskResize, NegativeSizes, Offset, Options, Padding,
     Preprocessing, Resize, ScoreArithmetic, Semantics, Size, StaticCrop, Thresholds, score::sigmoid,
@@ -56,6 +59,15 @@ pub fn config(cases: u32) -> ProptestConfig {
     }
 }
 
+/// A runner whose next case is number `idx` of a seed: the same on every machine.
+pub fn runner(seed: u64, idx: u64) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&idx.to_le_bytes());
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+}
+
 /// Requests over every option, of ordinary size.
 pub fn requests() -> impl Strategy<Value = RequestCase> {
     requests_within(Limits::ordinary())
@@ -67,6 +79,19 @@ pub fn requests_within(limits: Limits) -> impl Strategy<Value = RequestCase> {
     let image_dice = proptest::array::uniform4(proptest::array::uniform32(any::<u8>()));
     (dice, image_dice, any::<u64>().no_shrink()).prop_map(move |(dice, image_dice, seed)| {
         Maker { limits, random: Random::new(seed) }.case(&mut Dice::new(dice), &image_dice)
+    })
+}
+
+/// [`requests`] with plainly stretched pictures of up to 1900x1100 and at most 12 detections an image: milliseconds each.
+pub fn large_pictures() -> impl Strategy<Value = RequestCase> {
+    (requests(), any::<u64>().no_shrink()).prop_map(|(mut case, seed)| {
+        let mut random = Random::new(seed);
+        for meta in &mut case.metas {
+            let size = Size::new(1 + random.below(1900) as u32, 1 + random.below(1100) as u32);
+            *meta = ImageMeta::stretch(size, meta.network).expect("a plain stretch");
+        }
+        case.options.max_detections = Some(case.options.max_detections.unwrap_or(12).min(12));
+        case
     })
 }
 

@@ -1,35 +1,20 @@
-//! What the programs of the GPU suite share: where fixtures are, requests that differ, and a line for each part.
+//! What the programs of the GPU suite share: where fixtures are, and requests that differ.
 
-use std::{fmt::Display, path::PathBuf, process::ExitCode, time::Instant};
+use std::{fmt::Display, path::PathBuf};
 
 use rfdetr_post_core::{DType, MaskFormat};
 
 use crate::{
     case::{OwnedTensor, RequestCase},
-    fixtures::{self, Fixture},
+    fixtures::{self, FORMATS, Fixture},
     random::Random,
-    tally::{self, Outcome},
 };
 
 /// Takes the fixtures from the first folder that has them: the flag's, one beside the program, one in the folder above,
 /// or the source tree's.
 pub fn use_fixtures(flag: Option<PathBuf>) -> Result<(), String> {
-    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
-    let beside = beside.iter().flat_map(|folder| [folder.join("fixtures"), folder.join("../fixtures")]);
-    let mut candidates = flag.into_iter().chain(beside).chain([fixtures::root()]);
-    let found = candidates.find(|folder| folder.join("upstream").is_dir());
-    found.map(fixtures::set_root).ok_or_else(|| "no folder of fixtures: expected --fixtures DIR".to_string())
+    fixtures::find(flag).map(fixtures::set_root).ok_or_else(|| "no folder of fixtures: expected --fixtures DIR".to_string())
 }
-
-/// All mask formats.
-pub const FORMATS: [MaskFormat; 6] = [
-    MaskFormat::None,
-    MaskFormat::Dense,
-    MaskFormat::BitPacked,
-    MaskFormat::GridLogits,
-    MaskFormat::Counts,
-    MaskFormat::Rle,
-];
 
 /// Requests for other crates' tensors: every element type, batches, pads, with and without masks; in every mask format
 /// that they can have.
@@ -85,43 +70,6 @@ pub fn ensure(is_so: bool, what: &str) -> Result<(), String> {
     if is_so { Ok(()) } else { Err(what.to_string()) }
 }
 
-/// The parts so far.
-#[derive(Debug, Default)]
-pub struct Sum {
-    num_passed: u32,
-    num_failed: u32,
-}
-
-impl Sum {
-    /// Runs a part and prints its line: `PASS name: counts` or `FAIL name: ...`. A panic is a failure, too.
-    pub fn add(&mut self, name: &str, part: impl FnOnce() -> Outcome) {
-        let start = Instant::now();
-        let outcome = tally::caught(part);
-        let seconds = start.elapsed().as_secs_f64();
-        match outcome {
-            Ok(counts) => {
-                self.num_passed += 1;
-                println!("PASS {name}: {counts} ({seconds:.1} s)");
-            }
-            Err(message) => {
-                self.num_failed += 1;
-                println!("FAIL {name}: {message} ({seconds:.1} s)");
-            }
-        }
-    }
-
-    /// Parts that failed.
-    pub fn num_failed(&self) -> u32 {
-        self.num_failed
-    }
-
-    /// Prints the last line. The program ends with 1 if a part failed, or if there was none.
-    pub fn finish(self) -> ExitCode {
-        println!("{} passed, {} failed", self.num_passed, self.num_failed);
-        ExitCode::from(u8::from(self.num_failed > 0 || self.num_passed == 0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rfdetr_post_core::plan::{DeviceLimits, Plan};
@@ -163,11 +111,15 @@ mod tests {
 
     #[test]
     fn a_panic_or_nothing_at_all_is_a_failure() {
+        use std::process::ExitCode;
+
+        use crate::tally::Sum;
+
         assert_eq!(Sum::default().finish(), ExitCode::from(1));
         let mut sum = Sum::default();
         sum.add("good", || Ok("one".to_string()));
         sum.add("panicking", || panic!("on purpose"));
-        assert_eq!((sum.num_passed, sum.num_failed()), (1, 1));
+        assert_eq!((sum.passed, sum.failed), (1, 1));
         assert_eq!(sum.finish(), ExitCode::from(1));
         let mut sum = Sum::default();
         sum.add("good", || Ok("one".to_string()));

@@ -1,21 +1,57 @@
-//! Counts and failures of many cases, on many threads, and the lines that programs print of them.
+//! What programs that test have in common: counts and failures of many cases, on many threads, and one line a part.
 
 use std::{
     any::Any,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::Instant,
 };
-
-/// What a part of a suite came to: its counts, or what is wrong.
-pub type Outcome = Result<String, String>;
 
 /// Failures that are printed one by one.
 const SHOWN: u64 = 20;
+
+/// What a part came to: its counts, or what is wrong.
+pub type Outcome = Result<String, String>;
+
+/// The parts so far.
+#[derive(Debug, Default)]
+pub struct Sum {
+    /// Parts without a failure.
+    pub passed: u32,
+    /// The others.
+    pub failed: u32,
+}
+
+impl Sum {
+    /// Runs a part and prints its line. A panic is a failure, too.
+    pub fn add(&mut self, name: &str, part: impl FnOnce() -> Outcome) {
+        let start = Instant::now();
+        let outcome = caught(part);
+        let seconds = start.elapsed().as_secs_f64();
+        match outcome {
+            Ok(counts) => {
+                self.passed += 1;
+                println!("PASS {name}: {counts} ({seconds:.1} s)");
+            }
+            Err(message) => {
+                self.failed += 1;
+                println!("FAIL {name}: {message} ({seconds:.1} s)");
+            }
+        }
+    }
+
+    /// Prints the last line. The program ends with 1 if a part failed, or if there was none.
+    pub fn finish(self) -> ExitCode {
+        println!("{} passed, {} failed", self.passed, self.failed);
+        ExitCode::from(u8::from(self.failed > 0 || self.passed == 0))
+    }
+}
 
 /// What cases came to.
 #[derive(Debug, Default)]
@@ -38,6 +74,11 @@ impl Tally {
     /// How many of `what` were counted.
     pub fn get(&self, what: &str) -> u64 {
         self.counts.get(what).copied().unwrap_or(0)
+    }
+
+    /// What was counted under a name that begins with `prefix`: the rest of the name, and how many.
+    pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, u64)> {
+        self.counts.iter().filter_map(move |(what, &number)| Some((what.strip_prefix(prefix)?, number)))
     }
 
     /// Notes a failure; the first ones are printed at once.
@@ -69,18 +110,32 @@ pub fn parallel(
     name: impl Fn(u64) -> String + Sync,
     case: impl Fn(u64, &mut Tally) -> Result<(), String> + Sync,
 ) -> Tally {
+    parallel_with(num_cases, threads, || (), name, |idx, (), tally| case(idx, tally))
+}
+
+/// Like [`parallel`], with something that each thread makes once and keeps from case to case; after a failure it is made
+/// anew.
+pub fn parallel_with<T>(
+    num_cases: u64,
+    threads: usize,
+    make: impl Fn() -> T + Sync,
+    name: impl Fn(u64) -> String + Sync,
+    case: impl Fn(u64, &mut T, &mut Tally) -> Result<(), String> + Sync,
+) -> Tally {
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Tally::default()));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 let mut tally = Tally::default();
+                let mut own = make();
                 loop {
                     let idx = next.fetch_add(1, Ordering::Relaxed);
                     if idx >= num_cases {
                         break;
                     }
-                    if let Err(message) = caught(|| case(idx, &mut tally)) {
+                    if let Err(message) = caught(|| case(idx, &mut own, &mut tally)) {
                         tally.fail(&format!("{}: {message}", name(idx)));
+                        own = make();
                     }
                 }
                 sum.lock().unwrap_or_else(PoisonError::into_inner).merge(tally);

@@ -14,24 +14,8 @@
 #
 # Ends with 1 if any step failed, a sanitizer that is not there included.
 cd "$(dirname "$0")" || exit 1
-steps=${*:-suite cust sanitizers demo downstream bench}
-out=${OUT:-results}
-mkdir -p "$out" || exit 1
-out=$(cd "$out" && pwd)
-failed=""
+. ./steps.sh
 
-note() { echo "=== $*"; }
-# check NAME COMMAND...: runs it, keeps its output in NAME.log, notes a failure.
-check() {
-    name=$1
-    shift
-    note "$name: $*"
-    { "$@" 2>&1; echo $? >"$out/$name.rc"; } | tee "$out/$name.log"
-    if [ "$(cat "$out/$name.rc")" != 0 ]; then
-        failed="$failed $name"
-        note "$name FAILED"
-    fi
-}
 # limited SECONDS COMMAND...: ends a command that takes longer, with 124.
 limited() {
     seconds=$1
@@ -102,23 +86,10 @@ bench() {
     check bench ./rfdetr-post-gpu-bench --json "$out/bench.json" --commit "$(cat commit.txt)" ${BENCH_FLAGS:-}
 }
 
-note "commit $(cat commit.txt)"
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-for step in $steps; do
-    case $step in
-    suite | cust | sanitizers | demo | downstream | bench) $step ;;
-    memcheck | racecheck | initcheck | synccheck) sanitize "$step" ;;
-    *)
-        note "no step $step: expected suite, cust, sanitizers, demo, downstream, bench"
-        failed="$failed $step"
-        ;;
-    esac
-done
-note "summary"
-grep -h "passed, [0-9]* failed$" "$out"/*.log
-grep -H "ERROR SUMMARY\|RACECHECK SUMMARY" "$out"/*.log
-if [ -n "$failed" ]; then
-    note "FAILED:$failed"
-    exit 1
-fi
-note "all steps passed"
+memcheck() { sanitize memcheck; }
+racecheck() { sanitize racecheck; }
+initcheck() { sanitize initcheck; }
+synccheck() { sanitize synccheck; }
+
+run_steps "suite cust sanitizers demo downstream bench" "memcheck racecheck initcheck synccheck" "$@"

@@ -10,7 +10,10 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build_ptx;
+mod bundle;
 mod ci;
+mod cpu_memcheck;
+mod cpu_test;
 mod dependencies;
 mod gpu_test;
 mod ptx_check;
@@ -32,7 +35,11 @@ enum Command {
     /// Run all checks: formatting, lints, documentation, dependencies, tests, the demo, the PTX.
     Ci(ci::Flags),
     /// Build the GPU suite into one folder that runs on a GPU machine without cargo or network.
-    GpuTest(gpu_test::Flags),
+    GpuTest(bundle::Flags),
+    /// Build the suite and the bench of the CPU path into one folder that runs without cargo or network.
+    CpuTest(bundle::Flags),
+    /// Run the CPU path under valgrind and the address sanitizer.
+    CpuMemcheck(cpu_memcheck::Flags),
     /// Time the CPU path or a GPU beside their peers; write the record and a picture to `docs/bench/`.
     Bench(bench::Flags),
     /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
@@ -46,6 +53,8 @@ fn main() -> Result<()> {
         Command::Test(flags) => test::run(&flags),
         Command::Ci(flags) => ci::run(&flags),
         Command::GpuTest(flags) => gpu_test::run(&flags),
+        Command::CpuTest(flags) => cpu_test::run(&flags),
+        Command::CpuMemcheck(flags) => cpu_memcheck::run(&flags),
         Command::Bench(flags) => bench::run(&flags),
         Command::BuildPtx(flags) => build_ptx::run(&flags),
         Command::PtxReport(flags) => ptx_report::run(&flags),

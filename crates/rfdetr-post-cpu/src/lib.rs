@@ -22,6 +22,7 @@
 //! ```
 //!
 //! The stages are those of the reference, under the same names: `select`, `boxes`, `masks`, and `runs` for its `rle`.
+#![deny(unsafe_code)]
 
 mod axis;
 mod bits;
@@ -34,6 +35,7 @@ mod processor;
 mod runs;
 mod select;
 mod simd;
+mod threads;
 mod widen;
 
 use std::num::NonZero;
@@ -55,9 +57,9 @@ pub enum Threads {
     /// The caller's only.
     #[default]
     One,
-    /// Rayon's global pool: all cores, unless the program has set it up otherwise.
+    /// As many as rayon's global pool has: all cores, unless the program has set it up otherwise. The caller's is one.
     All,
-    /// A pool of its own, of this many threads.
+    /// So many: the caller's, and a pool of its own with the others.
     Count(NonZero<usize>),
 }
 

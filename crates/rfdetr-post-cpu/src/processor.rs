@@ -1,9 +1,8 @@
 //! The order of work: images, then masks, on one thread or many, with buffers that live from call to call.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::prelude::*;
 use rfdetr_post_core::{
     DetectionRow, Detections, Error, Health, ImageDetections, MaskFormat, Masks, Request, Result,
     request::{MaskGeometry, check_cpu},
@@ -16,6 +15,7 @@ use crate::{
     masks::{self, MakeMask, Output},
     select::{self, Select},
     simd::Token,
+    threads::{Batch, Shared, Slots},
     widen::widen,
 };
 
@@ -31,8 +31,8 @@ pub struct CpuPostprocessor {
     scratch: Vec<Mutex<Scratch>>,
     /// One entry an image.
     plans: Vec<Plan>,
-    /// One entry an image and detection, for strings that many threads write.
-    slots: Vec<Vec<Slot>>,
+    /// One entry an image and detection, for what many threads write.
+    slots: Vec<Slots>,
     /// Dense masks of an image from this many bytes on are written past the caches.
     streamed_bytes: usize,
 }
@@ -45,24 +45,16 @@ enum Pool {
 
 /// Buffers of one thread.
 #[derive(Debug, Default)]
-struct Scratch {
+pub(crate) struct Scratch {
     select: select::Scratch,
-    masks: masks::Scratch,
+    pub(crate) masks: masks::Scratch,
 }
 
 /// How the masks of one image are made.
 #[derive(Debug)]
-struct Plan {
-    geometry: Option<MaskGeometry>,
-    axes: Option<[Arc<Axis>; 2]>,
-}
-
-/// The run lengths of one detection.
-#[derive(Debug, Default)]
-struct Slot {
-    counts: Vec<u32>,
-    string: Vec<u8>,
-    num_nonfinite: u32,
+pub(crate) struct Plan {
+    pub(crate) geometry: Option<MaskGeometry>,
+    pub(crate) axes: Option<[Arc<Axis>; 2]>,
 }
 
 impl CpuPostprocessor {
@@ -76,8 +68,10 @@ impl CpuPostprocessor {
         let pool = match config.threads {
             Threads::One => None,
             Threads::All => Some(Pool::Global),
+            // The caller's thread is one of them.
+            Threads::Count(got) if got.get() == 1 => None,
             Threads::Count(got) => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(got.get()).build();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(got.get() - 1).build();
                 Some(Pool::Own(pool.map_err(|source| ConfigError::Threads { got, source })?))
             }
         };
@@ -130,14 +124,10 @@ impl CpuPostprocessor {
             });
             self.plans.push(Plan { geometry, axes });
         }
-        let threads = match &self.pool {
-            None => 1,
-            Some(Pool::Global) => rayon::current_num_threads(),
-            Some(Pool::Own(pool)) => pool.current_num_threads(),
-        };
-        self.scratch.resize_with(threads.max(self.scratch.len()), Mutex::default);
+        let num_workers = self.num_workers(request);
+        self.scratch.resize_with(num_workers.max(self.scratch.len()), Mutex::default);
         let token = self.token;
-        let Some(pool) = &self.pool else {
+        let Some(pool) = self.pool.as_ref().filter(|_| num_workers > 1) else {
             let scratch = self.scratch[0].get_mut().unwrap_or_else(PoisonError::into_inner);
             for (image, (answer, plan)) in images.iter_mut().zip(&self.plans).enumerate() {
                 process_image(token, request, image, plan, answer, scratch, self.streamed_bytes)?;
@@ -145,17 +135,28 @@ impl CpuPostprocessor {
             return Ok(());
         };
         self.slots.resize_with(request.batch().max(self.slots.len()), Vec::new);
-        let (plans, slots, scratch) = (&self.plans, &mut self.slots, &self.scratch[..]);
-        let streamed_bytes = self.streamed_bytes;
-        let work = || {
-            images.par_iter_mut().zip(plans).zip(slots).enumerate().try_for_each(|(image, ((answer, plan), slots))| {
-                process_image_parallel(token, request, image, plan, answer, slots, scratch, streamed_bytes)
-            })
-        };
+        let shared = Shared { token, request, plans: &self.plans, scratch: &self.scratch };
+        let batch = Batch::new(shared, images, &mut self.slots, self.streamed_bytes);
         match pool {
-            Pool::Global => work(),
-            Pool::Own(pool) => pool.install(work),
+            Pool::Global => rayon::in_place_scope(|scope| batch.run(num_workers, scope)),
+            Pool::Own(pool) => pool.in_place_scope(|scope| batch.run(num_workers, scope)),
         }
+        batch.outcome()
+    }
+
+    /// How many threads have something to do: at most one for each image, or for each mask that there may be.
+    fn num_workers(&self, request: &Request<'_>) -> usize {
+        let threads = match &self.pool {
+            None => 1,
+            Some(Pool::Global) => rayon::current_num_threads(),
+            Some(Pool::Own(pool)) => pool.current_num_threads() + 1,
+        };
+        let options = request.options();
+        let num_masks = match options.mask_format {
+            MaskFormat::None => 1,
+            _ => options.max_detections.unwrap_or(usize::MAX).min(request.num_select()),
+        };
+        threads.min(request.batch().saturating_mul(num_masks)).max(1)
     }
 }
 
@@ -169,7 +170,13 @@ fn needs_axes(request: &Request<'_>) -> bool {
 }
 
 /// Selection and boxes of one image.
-fn detect(token: Token, request: &Request<'_>, image: usize, answer: &mut ImageDetections, scratch: &mut Scratch) {
+pub(crate) fn detect(
+    token: Token,
+    request: &Request<'_>,
+    image: usize,
+    answer: &mut ImageDetections,
+    scratch: &mut Scratch,
+) {
     let ImageDetections { rows, health, .. } = answer;
     *health = Health::default();
     rows.clear();
@@ -193,7 +200,7 @@ fn detect(token: Token, request: &Request<'_>, image: usize, answer: &mut ImageD
 }
 
 /// Gives the masks the requested form, with room for all masks of a fixed size. Returns the length of one.
-fn shape_masks(request: &Request<'_>, plan: &Plan, answer: &mut ImageDetections) -> Result<usize> {
+pub(crate) fn shape_masks(request: &Request<'_>, plan: &Plan, answer: &mut ImageDetections) -> Result<usize> {
     let Some(geometry) = &plan.geometry else {
         answer.masks = Masks::None;
         return Ok(0);
@@ -294,86 +301,8 @@ fn process_image(
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of the processor that threads may share")]
-/// All stages of one image, its masks as work for all threads.
-fn process_image_parallel(
-    token: Token,
-    request: &Request<'_>,
-    image: usize,
-    plan: &Plan,
-    answer: &mut ImageDetections,
-    slots: &mut Vec<Slot>,
-    scratch: &[Mutex<Scratch>],
-    streamed_bytes: usize,
-) -> Result<()> {
-    // Held by a piece of work that starts no other, so that no thread waits for itself.
-    detect(token, request, image, answer, &mut lock(scratch));
-    let len = shape_masks(request, plan, answer)?;
-    let Some(geometry) = &plan.geometry else { return Ok(()) };
-    let axes = plan.axes.as_ref().map(|axes| axes.each_ref().map(|axis| &**axis));
-    let ImageDetections { rows, masks, health, .. } = answer;
-    let stream = rows.len().saturating_mul(len) >= streamed_bytes;
-    let make = |row: &mut DetectionRow, output: Output<'_>| {
-        let scratch = &mut lock(scratch).masks;
-        token.run(MakeMask { request, image, geometry, axes, row, output, scratch })
-    };
-    slots.resize_with(rows.len().max(slots.len()), Slot::default);
-    let slots = &mut slots[..rows.len()];
-    match masks {
-        Masks::None => {}
-        Masks::Dense(bytes) => {
-            health.nonfinite_mask_logits = fixed(rows, bytes, len, |row, out| make(row, Output::Dense(out, stream)));
-        }
-        Masks::BitPacked(words) => {
-            health.nonfinite_mask_logits = fixed(rows, words, len, |row, out| make(row, Output::BitPacked(out)));
-        }
-        Masks::GridLogits { logits, .. } => {
-            health.nonfinite_mask_logits = fixed(rows, logits, len, |row, out| make(row, Output::GridLogits(out)));
-        }
-        Masks::Counts(all) => {
-            rows.par_iter_mut().zip(slots.par_iter_mut()).for_each(|(row, slot)| {
-                slot.counts.clear();
-                slot.num_nonfinite = make(row, Output::Counts(&mut slot.counts));
-            });
-            for (row, slot) in rows.iter_mut().zip(slots) {
-                row.mask_offset = checked_offset(all.len(), row.mask_len)?;
-                all.extend_from_slice(&slot.counts);
-                health.nonfinite_mask_logits += slot.num_nonfinite;
-            }
-        }
-        Masks::Rle(all) => {
-            rows.par_iter_mut().zip(slots.par_iter_mut()).for_each(|(row, slot)| {
-                slot.string.clear();
-                slot.num_nonfinite = make(row, Output::Rle(&mut slot.string));
-            });
-            for (row, slot) in rows.iter_mut().zip(slots) {
-                row.mask_offset = checked_offset(all.len(), row.mask_len)?;
-                all.extend_from_slice(&slot.string);
-                health.nonfinite_mask_logits += slot.num_nonfinite;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Makes masks of a fixed size in parallel; returns the sum of what `make` returns.
-fn fixed<T: Send>(
-    rows: &mut [DetectionRow],
-    masks: &mut [T],
-    len: usize,
-    make: impl Fn(&mut DetectionRow, &mut [T]) -> u32 + Sync,
-) -> u32 {
-    rows.par_iter_mut().zip(masks.par_chunks_exact_mut(len)).map(|(row, out)| make(row, out)).sum()
-}
-
-/// The buffers of the current thread. Threads of other pools share them in turn.
-fn lock(scratch: &[Mutex<Scratch>]) -> MutexGuard<'_, Scratch> {
-    let thread = rayon::current_thread_index().unwrap_or_default() % scratch.len();
-    scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The offset of a mask of run lengths; it and the length must fit `u32`.
-fn checked_offset(offset: usize, len: u32) -> Result<u32> {
+pub(crate) fn checked_offset(offset: usize, len: u32) -> Result<u32> {
     u32::try_from(offset).map_err(|_| Error::Overflow {
         field: "masks",
         max: u32::MAX.into(),

@@ -148,6 +148,11 @@ class Job:
         return [r["counts"] for r in self.coco.frPyObjects([{"size": size, "counts": c} for c in counts], height, width)]
 
 
+def capability():
+    """What torch's CPU kernels were chosen for; older versions do not tell."""
+    return torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else "capability unknown"
+
+
 def run_lengths(mask):
     """COCO run lengths of [n, H, W] bool masks as lists: column-major, background first."""
     n, height, width = mask.shape
@@ -247,7 +252,7 @@ def main():
         times, out = common.time_calls(lambda: job.run(off), args.warmup, args.repeats)
         record = {"tool": "torch_eager", **common.statistics(times), "torch": torch.__version__, "device": str(device),
                   "device_name": torch.cuda.get_device_name(device) if device.type == "cuda"
-                  else "cpu, " + torch.backends.cpu.get_cpu_capability(),
+                  else "cpu, " + capability(),
                   "threads": torch.get_num_threads(), "format": config["format"], "rle": args.rle, "chunk_mib": chunk_mib,
                   "pycocotools": job.coco_version, "batch": len(job.sizes), "images": sorted({f"{w}x{h}" for h, w in job.sizes}),
                   "detections": sum(len(rows[1]) for rows, _ in out),

@@ -182,6 +182,7 @@ impl Postprocessor {
     /// Plans the room of one run-length mask on a GPU, in bytes or counts, from the next request on: what
     /// [`Error::Capacity`] says is needed. Nothing is ever truncated, and nothing is planned again by itself.
     /// The other back ends have room for everything.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "for a GPU only"))]
     pub fn set_mask_capacity(&mut self, capacity: u32) {
         match &mut self.backend {
             Backend::Cpu(_) | Backend::Reference => {}

@@ -3,7 +3,7 @@
 //! Everything else in this crate is plain safe Rust that is generic over [`Isa`] and `#[inline(always)]`. It is
 //! instantiated once for each instruction set inside [`Isa::vectorize`], a function compiled with that set's features,
 //! where the compiler turns the same loops into its vectors. So all paths share one source and cannot drift apart, and
-//! `unsafe` is confined to `x86.rs` and `neon.rs`.
+//! `unsafe` is confined to `x86.rs`, which the compiler sees to.
 //!
 //! A closure is a function of its own, and does not take the features of the function around it unless it happens to be
 //! inlined. So kernels use functions marked `#[inline(always)]` where arithmetic or the token is involved. (The first
@@ -17,6 +17,7 @@
 pub(crate) mod neon;
 pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "intrinsics: the only file of this crate that has any")]
 pub(crate) mod x86;
 
 use crate::SimdLevel;

@@ -30,8 +30,8 @@ use clap::{Parser, Subcommand};
 use rfdetr_post_cuda::device_info;
 use rfdetr_post_tests::{
     fixtures,
-    suite::{self, Sum, text},
-    tally::Outcome,
+    suite::{self, text},
+    tally::{Outcome, Sum},
 };
 
 use judge::Gpu;
@@ -164,7 +164,7 @@ fn main() -> ExitCode {
                 info.driver_version / 1000,
                 info.driver_version % 1000 / 10
             );
-            if sum.num_failed() == 0 {
+            if sum.failed == 0 {
                 run(&gpu, flags.part, &mut sum);
             }
         }

@@ -5,23 +5,20 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use proptest::{
-    strategy::{Strategy, ValueTree},
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
-};
+use proptest::strategy::{Strategy, ValueTree};
 use rfdetr_post_core::{
-    ClassLayout, DType, Detections, Error as CoreError, ImageMeta, MaskFormat, Options, ScoreArithmetic, Semantics,
-    Size, Thresholds, plan::DeviceLimits, score::sigmoid as host_sigmoid,
+    DType, Detections, Error as CoreError, ImageMeta, MaskFormat, Options, ScoreArithmetic, Semantics, Size,
+    Thresholds, plan::DeviceLimits, score::sigmoid as host_sigmoid,
 };
 use rfdetr_post_cuda::{CudaPostprocessor, DeviceChoice, Error, device_count, device_info};
 use rfdetr_post_tests::{
     case::{OwnedData, OwnedTensor, RequestCase},
     compare,
     edge_cases::EDGE_CASES,
-    fixtures::{Fixture, names},
+    fixtures::{self, FORMATS, Fixture, names},
     random::Random,
     strategies::{self, Limits},
-    suite::{FORMATS, text},
+    suite::text,
     tally::{Outcome, Tally, parallel},
 };
 
@@ -49,28 +46,9 @@ fn area(case: &RequestCase) -> u64 {
     case.metas.iter().map(|meta| u64::from(meta.original.width) * u64::from(meta.original.height)).sum()
 }
 
-/// The case under rf-detr's semantics: plain stretches, every column, no cap.
-fn rf_detr(fixture: &Fixture) -> RequestCase {
-    let lowest = fixture.arrays["threshold"].f32().iter().copied().fold(f32::INFINITY, f32::min);
-    let mut case = fixture.case.with_options(|options| {
-        options.semantics = Semantics::rf_detr();
-        options.classes = ClassLayout::Identity;
-        options.threshold = Thresholds::Scalar(lowest.into());
-        options.max_detections = None;
-        options.num_select = fixture.info.num_select;
-    });
-    for meta in &mut case.metas {
-        *meta = ImageMeta::stretch(meta.original, meta.network).expect("a plain stretch");
-    }
-    case
-}
-
 /// Every file of `upstream` and `torch_cpu`, under both presets, in all formats; launch modes and block sizes vary.
 pub fn fixtures(gpu: &Gpu, is_quick: bool) -> Outcome {
-    let files: Vec<(&str, String)> = ["upstream", "torch_cpu"]
-        .iter()
-        .flat_map(|&folder| names(folder).into_iter().map(move |name| (folder, name)))
-        .collect();
+    let files = fixtures::all();
     let run = |idx: u64, tally: &mut Tally| {
         let (folder, name) = &files[idx as usize];
         let fixture = Fixture::load(folder, name);
@@ -79,7 +57,8 @@ pub fn fixtures(gpu: &Gpu, is_quick: bool) -> Outcome {
         }
         tally.count("files");
         let formats = if fixture.case.masks.is_some() { &FORMATS[..] } else { &FORMATS[..1] };
-        for (preset, case) in [fixture.case.clone(), rf_detr(&fixture)].into_iter().enumerate() {
+        let rf_detr = fixture.rf_detr(fixture.lowest_threshold(), MaskFormat::None);
+        for (preset, case) in [fixture.case.clone(), rf_detr].into_iter().enumerate() {
             for (at, &mask_format) in formats.iter().enumerate() {
                 // Quick: each format at every third file and preset.
                 if is_quick && !(at + idx as usize + preset).is_multiple_of(3) {
@@ -138,10 +117,9 @@ fn tiny_cases() -> Vec<(String, RequestCase)> {
     cases.push(few("bf16_inputs", MaskFormat::BitPacked, 1));
     for mask_format in [MaskFormat::Rle, MaskFormat::Dense] {
         let fixture = Fixture::load("torch_cpu", "downscale_both_29x17");
-        let case = rf_detr(&fixture).with_options(|options| {
-            options.mask_format = mask_format;
-            options.max_detections = Some(2);
-        });
+        let case = fixture
+            .rf_detr(fixture.lowest_threshold(), mask_format)
+            .with_options(|options| options.max_detections = Some(2));
         cases.push((format!("downscale_both_29x17 under rf_detr as {}", mask_format.name()), case));
     }
     // Records that do not travel with the arguments.
@@ -191,11 +169,7 @@ pub fn edge_cases(gpu: &Gpu, is_quick: bool) -> Outcome {
 
 /// Request `idx` of a seed: mostly the strategies' own, some with larger pictures, batches or selections.
 fn random_case(seed: u64, idx: u64) -> RequestCase {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8..16].copy_from_slice(&idx.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let mut runner = strategies::runner(seed, idx);
     let strategy = strategies::requests_within(Limits::ordinary());
     let mut case = strategy.new_tree(&mut runner).expect("the strategy rejects nothing").current();
     let mut random = Random::new(seed ^ idx.wrapping_mul(0x9e37_79b9));
@@ -483,7 +457,8 @@ pub fn torch_scores(gpu: &Gpu) -> Outcome {
     for name in names("upstream") {
         let fixture = Fixture::load("upstream", &name);
         for reference in ["dense", "rle", "od", "rfdetr"] {
-            let mut case = if reference == "rfdetr" { rf_detr(&fixture) } else { fixture.case.clone() };
+            let rf_detr = || fixture.rf_detr(fixture.lowest_threshold(), MaskFormat::None);
+            let mut case = if reference == "rfdetr" { rf_detr() } else { fixture.case.clone() };
             case.masks = None;
             case.options.semantics.score = ScoreArithmetic::TorchCuda;
             match reference {

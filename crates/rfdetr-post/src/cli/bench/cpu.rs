@@ -176,10 +176,21 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+/// The processor's name, and its family and model: a virtual machine often tells no more of its name than the maker.
 fn cpu_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(unknown, |(_, name)| name.trim().to_owned())
+    cpu_name_in(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+}
+
+fn cpu_name_in(cpuinfo: &str) -> String {
+    let field = |name: &str| {
+        let fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        fields.map(|(key, value)| (key.trim(), value.trim())).find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    let Some(name) = field("model name") else { return unknown() };
+    match (field("cpu family"), field("model")) {
+        (Some(family), Some(model)) => format!("{name} (family {family}, model {model})"),
+        _ => name.to_owned(),
+    }
 }
 
 /// Someone to be timed: a name, a number of threads, and what to call.
@@ -491,6 +502,14 @@ mod tests {
         assert_eq!(judge(Goal::WithinMemsets(2.0)), (Some(2.5), Some(false)));
         assert_eq!(judge(Goal::TwoThreads(1.6)).1, Some(true));
         assert_eq!(judge_goal(Goal::FasterThanTorch(1.0), &timed(&[(1, 1.0)], None, &[])).is_met, None);
+    }
+
+    #[test]
+    fn a_cpu_is_named_with_family_and_model() {
+        let text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n";
+        assert_eq!(cpu_name_in(text), "AMD EPYC (family 25, model 17)");
+        assert_eq!(cpu_name_in("model name : Some Arm\n"), "Some Arm");
+        assert_eq!(cpu_name_in(""), "unknown");
     }
 
     #[test]
