@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::workspace;
 
-/// The release. Its machine code loads with every driver for CUDA 12 or newer, as far as the driver knows the device.
+/// The release. By NVIDIA's rules drivers for CUDA 12 and newer load its machine code; one that does not gets the PTX.
 pub const VERSION: &str = "12.9.86";
 
 /// PyPI's package of it.
