@@ -68,8 +68,9 @@ pub fn run(flags: &Flags) -> Result<()> {
         if flags.check {
             stale.extend(cubins::check()?);
         } else {
-            cubins::write()
-                .with_context(|| format!("the machine code is older than the PTX now; mend, then `{MEND}`"))?;
+            cubins::write().with_context(|| {
+                format!("no machine code was written, and what is there may be stale; mend this, then `{MEND}`")
+            })?;
         }
     }
     if !stale.is_empty() {
