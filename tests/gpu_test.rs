@@ -8,7 +8,7 @@ fn without_a_gpu_the_suite_fails() {
         // `cargo xtask gpu-test` is for this machine.
         return;
     }
-    for part in ["all", "fixtures", "fuzz", "tickets"] {
+    for part in ["all", "fixtures", "images", "fuzz", "tickets"] {
         let output = Command::new(env!("CARGO_BIN_EXE_rfdetr-post-gpu-test")).arg(part).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1), "{part}: {text}");

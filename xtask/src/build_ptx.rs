@@ -1,4 +1,4 @@
-//! `cargo xtask build-ptx`: from the Rust sources of the kernels to the committed PTX.
+//! `cargo xtask build-ptx`: from the Rust sources of the kernels to the committed PTX, and from that to machine code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{ptx_check, workspace};
+use crate::{cubins, ptx_check, workspace};
 
 /// Flags of `build-ptx`.
 #[derive(Args)]
@@ -21,9 +21,12 @@ pub struct Flags {
     /// Architectures to build for. The first two are the ones that the launcher loads.
     #[arg(long, value_delimiter = ',', default_value = "sm_75,sm_90")]
     arch: Vec<String>,
-    /// Write to this folder in place of the committed one.
+    /// Write PTX to this folder in place of the committed one, and no machine code.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Leave the PTX as it is and only assemble it: needs no compiler.
+    #[arg(long, conflicts_with_all = ["out", "backend", "arch"])]
+    only_cubins: bool,
     /// Features of the kernel crate; `self-test` adds a kernel that uses every call of the facade. Needs `--out`.
     #[arg(long, value_delimiter = ',', requires = "out")]
     features: Vec<String>,
@@ -38,7 +41,7 @@ enum Backend {
 }
 
 /// The command that mends a stale file.
-const MEND: &str = "cargo xtask build-ptx";
+pub const MEND: &str = "cargo xtask build-ptx";
 const TARGET: &str = "nvptx64-nvidia-cuda";
 
 const HELP: &str = "\
@@ -57,6 +60,27 @@ pub fn run(flags: &Flags) -> Result<()> {
     if flags.backend == Backend::RustCuda {
         return rust_cuda::run(flags);
     }
+    let mut stale = Vec::new();
+    if !flags.only_cubins {
+        stale = build(flags)?;
+    }
+    if flags.out.is_none() {
+        if flags.check {
+            stale.extend(cubins::check()?);
+        } else {
+            cubins::write().with_context(|| {
+                format!("no machine code was written, and what is there may be stale; mend this, then `{MEND}`")
+            })?;
+        }
+    }
+    if !stale.is_empty() {
+        bail!("stale: {}; run `{MEND}` and commit the result", stale.join(", "));
+    }
+    Ok(())
+}
+
+/// Compiles the kernels and writes the PTX, or compares it; returns the files that are stale.
+fn build(flags: &Flags) -> Result<Vec<String>> {
     let compiler = Compiler::find()?;
     println!("compiler: {} ({})", compiler.version, compiler.origin);
     let sources = source_hash(workspace::root())?;
@@ -92,10 +116,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             stale.push(shown.to_string());
         }
     }
-    if !stale.is_empty() {
-        bail!("stale: {}; run `{MEND}` and commit the result", stale.join(", "));
-    }
-    Ok(())
+    Ok(stale)
 }
 
 fn header(arch: &str, version: &str, sources: &str) -> String {
@@ -131,20 +152,24 @@ fn source_hash(root: &Path) -> Result<String> {
         }
     }
     files.sort();
-    // FNV-1a: the hash guards against forgetting, not against an attacker, and needs no dependency.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut feed = |bytes: &[u8]| {
-        for byte in bytes.iter().chain(&[0xff]) {
-            hash = (hash ^ *byte as u64).wrapping_mul(0x100_0000_01b3);
-        }
-    };
+    let mut parts = Vec::new();
     for file in &files {
         let name = file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        feed(name.as_bytes());
-        feed(text.replace("\r\n", "\n").as_bytes());
+        parts.extend([name, text.replace("\r\n", "\n")]);
     }
-    Ok(format!("fnv1a64 {hash:016x}"))
+    Ok(fnv1a64(parts.iter().map(|part| part.as_bytes())))
+}
+
+/// FNV-1a of several texts: the hash guards against forgetting, not against an attacker, and needs no dependency.
+pub fn fnv1a64<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for part in parts {
+        for byte in part.iter().chain(&[0xff]) {
+            hash = (hash ^ *byte as u64).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    format!("fnv1a64 {hash:016x}")
 }
 
 /// A compiler that can build for nvptx64.

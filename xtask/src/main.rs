@@ -14,10 +14,12 @@ mod bundle;
 mod ci;
 mod cpu_memcheck;
 mod cpu_test;
+mod cubins;
 mod dependencies;
 mod gpu_test;
 mod ptx_check;
 mod ptx_report;
+mod ptxas;
 mod test;
 mod workspace;
 
@@ -42,7 +44,7 @@ enum Command {
     CpuMemcheck(cpu_memcheck::Flags),
     /// Time the CPU path or a GPU beside their peers; write the record and a picture to `docs/bench/`.
     Bench(bench::Flags),
-    /// Compile the kernels to PTX and write `crates/rfdetr-post-cuda/ptx/`.
+    /// Compile the kernels to PTX, assemble that, and write both to `crates/rfdetr-post-cuda/ptx/`.
     BuildPtx(build_ptx::Flags),
     /// Show registers, spills, shared memory and stack of every kernel; fail on spills, a stack or generic accesses.
     PtxReport(ptx_report::Flags),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{ptx_check, workspace};
+use crate::{ptx_check, ptxas, workspace};
 
 /// Flags of `ptx-report`.
 #[derive(Args)]
@@ -32,9 +32,8 @@ struct Cost {
 
 /// Runs `ptx-report`.
 pub fn run(flags: &Flags) -> Result<()> {
-    let ptxas = find_ptxas()?;
-    let version = workspace::read(workspace::clean_command(&ptxas).arg("--version"))?;
-    println!("ptxas: {}", version.lines().find(|line| line.contains("release")).unwrap_or("unknown version").trim());
+    let ptxas = ptxas::any()?;
+    println!("ptxas: {}", ptxas::version(&ptxas)?);
     let mut faults = Vec::new();
     println!("| arch | kernel | registers | spills (B) | shared (B) | stack (B) | barriers |");
     println!("|---|---|---:|---:|---:|---:|---:|");
@@ -76,7 +75,7 @@ fn number(arch: &str) -> Result<u32> {
 }
 
 /// The file that the driver would be given for `arch`: the newest one that is not newer.
-fn ptx_for(arch: &str, folder: &Path) -> Result<PathBuf> {
+pub fn ptx_for(arch: &str, folder: &Path) -> Result<PathBuf> {
     let arch = number(arch)?;
     let mut best = None;
     for item in fs::read_dir(folder).with_context(|| format!("no {}; run `cargo xtask build-ptx`", folder.display()))? {
@@ -116,27 +115,6 @@ fn parse(text: &str) -> Vec<Cost> {
         }
     }
     costs
-}
-
-/// `ptxas` on the path, or PyPI's, installed once under the target folder.
-pub fn find_ptxas() -> Result<PathBuf> {
-    if workspace::read(workspace::clean_command("ptxas").arg("--version")).is_ok() {
-        return Ok("ptxas".into());
-    }
-    let folder = workspace::target_dir().join("ptxas");
-    let installed = || {
-        let packages = fs::read_dir(folder.join("nvidia")).ok()?;
-        packages.flatten().map(|package| package.path().join("bin/ptxas")).find(|path| path.exists())
-    };
-    if let Some(ptxas) = installed() {
-        return Ok(ptxas);
-    }
-    println!("ptxas is not on the path; installing PyPI's nvidia-cuda-nvcc under the target folder");
-    let mut pip = workspace::clean_command("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]).arg(&folder);
-    workspace::run(pip.arg("nvidia-cuda-nvcc"))
-        .context("neither CUDA's `ptxas` on the path nor a Python with pip to fetch it: install one of them")?;
-    installed().with_context(|| format!("PyPI's nvidia-cuda-nvcc brought no bin/ptxas to {}", folder.display()))
 }
 
 #[cfg(test)]

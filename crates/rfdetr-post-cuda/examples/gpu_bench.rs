@@ -16,7 +16,7 @@ use rfdetr_post_core::{
 };
 use rfdetr_post_cpu::{CpuConfig, CpuPostprocessor, Threads};
 use rfdetr_post_cuda::{
-    LaunchMode,
+    KernelChoice, LaunchMode,
     bench::{self, Judged, Others, PeerTime, Result, Settings},
 };
 
@@ -35,7 +35,8 @@ const HELP: &str = "rfdetr-post-gpu-bench: times the GPU path, answers checked
   --block N --grid-per-sm N --select-threads N   launch sizes, to tune
   --no-check                       do not compare the answers with the reference
   --no-startup --no-floors         leave out these parts
-  --no-jit-cache                   compile the PTX as if for the first time on the machine
+  --kernels auto|ptx|oldest-ptx    which kernels to load: machine code where there is some, or PTX; default auto
+  --no-jit-cache                   compile PTX as if for the first time on the machine (machine code needs no cache)
   --torch [--python P] [--torch-script FILE]     run torch_eager.py on the same inputs, on the same device
 ";
 
@@ -60,6 +61,7 @@ impl Args {
             settings: Settings {
                 device: 0,
                 modes: vec![LaunchMode::Graph, LaunchMode::Stream],
+                kernels: KernelChoice::Auto,
                 samples: 2000,
                 budget: Duration::from_secs(1),
                 mask_threads: None,
@@ -89,6 +91,14 @@ impl Args {
                         "stream" => vec![LaunchMode::Stream],
                         "both" => vec![LaunchMode::Graph, LaunchMode::Stream],
                         other => return Err(format!("--mode is {other}, expected graph, stream or both").into()),
+                    }
+                }
+                "--kernels" => {
+                    settings.kernels = match value()?.as_str() {
+                        "auto" => KernelChoice::Auto,
+                        "ptx" => KernelChoice::Ptx,
+                        "oldest-ptx" => KernelChoice::OldestPtx,
+                        other => return Err(format!("--kernels is {other}, expected auto, ptx or oldest-ptx").into()),
                     }
                 }
                 "--samples" => settings.samples = value()?.parse()?,

@@ -15,7 +15,10 @@ use std::{
 use cudarc::driver::sys;
 use rfdetr_post_core::plan::DeviceLimits;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    image::{Code, KernelImage},
+};
 
 /// The oldest driver whose calls are used: CUDA 12.0 has `cuLaunchKernelEx` with programmatic launches in graphs from
 /// 12.3 on; older ones are not tried.
@@ -241,16 +244,28 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Compiles PTX for the device.
-    pub fn load(context: &Arc<Context>, ptx: &str) -> Result<Self> {
-        let image = CString::new(ptx).map_err(|_| Error::Config {
-            field: "ptx",
-            expected: "text without null bytes",
-            got: "a null byte".to_string(),
-        })?;
+    /// Loads machine code, or compiles PTX for the device.
+    pub fn load(context: &Arc<Context>, image: KernelImage) -> Result<Self> {
         let mut handle = ptr::null_mut();
-        // SAFETY: the image is PTX, ended with a null.
-        context.with(|| unsafe { cu!(cuModuleLoadData(&mut handle, image.as_ptr().cast())) })?;
+        match image.code() {
+            Some(Code::Cubin(bytes)) => {
+                // SAFETY: a cubin says itself where it ends: it is an ELF file, whole and aligned.
+                context.with(|| unsafe { cu!(cuModuleLoadData(&mut handle, bytes.as_ptr().cast())) })?;
+            }
+            Some(Code::Ptx(text)) => {
+                let text = CString::new(text).map_err(|_| Error::Config {
+                    field: "ptx",
+                    expected: "text without null bytes",
+                    got: "a null byte".to_string(),
+                })?;
+                // SAFETY: the image is PTX, ended with a null.
+                context.with(|| unsafe { cu!(cuModuleLoadData(&mut handle, text.as_ptr().cast())) })?;
+            }
+            None => {
+                let expected = "an image that this crate has";
+                return Err(Error::Config { field: "kernels", expected, got: image.to_string() });
+            }
+        }
         Ok(Self { handle, context: context.clone() })
     }
 

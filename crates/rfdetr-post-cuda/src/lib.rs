@@ -1,7 +1,7 @@
 //! Fused post-processing of RF-DETR and RF-DETR-Seg on NVIDIA GPUs.
 //!
-//! A [`CudaPostprocessor`] is made once for the largest request to come. It loads the kernels (PTX inside this crate),
-//! plans, allocates, and from then on a request is two kernel launches joined by a graph: the host only reads the answer.
+//! A [`CudaPostprocessor`] is made once for the largest request to come. It loads the kernels (machine code
+//! or PTX inside this crate), plans, allocates, and from then on a request is two kernel launches joined by a graph: the host only reads the answer.
 //!
 //! ```no_run
 //! use rfdetr_post_core::{ClassLayout, DType, ImageMeta, MaskFormat, Options, Size, plan::PlanSpec, request::ModelShape};
@@ -42,6 +42,7 @@ mod dlpack;
 mod driver;
 mod error;
 pub mod fleet;
+mod image;
 mod slot;
 
 use std::{
@@ -71,12 +72,8 @@ pub use crate::{
     driver::{DeviceInfo, device_count, device_info},
     error::{Error, Result},
     fleet::CudaFleet,
+    image::{KernelChoice, KernelImage, LoadedKernels},
 };
-
-/// The kernels for devices before sm_90.
-const PTX_SM_75: &str = include_str!("../ptx/rfdetr_post_sm_75.ptx");
-/// The kernels for sm_90 and newer: with programmatic dependent launch.
-const PTX_SM_90: &str = include_str!("../ptx/rfdetr_post_sm_90.ptx");
 
 /// Which context to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,12 +115,14 @@ pub struct CudaConfig {
     pub result: ResultPlace,
     /// How the kernels are launched.
     pub launch: LaunchMode,
+    /// Which of the kernels in this crate are loaded.
+    pub kernels: KernelChoice,
     /// Block and grid sizes; none for the measured choice.
     pub limits: Option<DeviceLimits>,
 }
 
 impl CudaConfig {
-    /// Device 0, two slots, results to the host, graph launches.
+    /// Device 0, two slots, results to the host, graph launches, machine code where there is some.
     pub fn new(spec: PlanSpec) -> Self {
         Self {
             spec,
@@ -131,6 +130,7 @@ impl CudaConfig {
             slots: 2,
             result: ResultPlace::Host,
             launch: LaunchMode::Graph,
+            kernels: KernelChoice::Auto,
             limits: None,
         }
     }
@@ -176,12 +176,19 @@ pub struct DeviceTensors {
     pub masks: Option<DeviceTensor>,
 }
 
-/// What postprocessor and tickets share. Fields are dropped in this order: slots before their module.
+/// What postprocessor and tickets share. Fields are dropped in this order: slots before their kernels.
 #[derive(Debug)]
 struct Inner {
     ring: Mutex<VecDeque<Box<Slot>>>,
     plan: Plan,
-    module: Arc<Module>,
+    kernels: Arc<Kernels>,
+}
+
+/// What postprocessors of one device share.
+#[derive(Debug)]
+struct Kernels {
+    module: Module,
+    loaded: LoadedKernels,
 }
 
 impl Inner {
@@ -225,15 +232,21 @@ impl CudaPostprocessor {
         if (major, minor) < (7, 5) {
             return Err(Error::ComputeCapability { ordinal: info.ordinal, major, minor });
         }
-        let is_hopper = major >= 9;
-        let module = Arc::new(Module::load(&context, if is_hopper { PTX_SM_90 } else { PTX_SM_75 })?);
-        Self::assemble(context, module, &info, config)
+        let (module, loaded) = image::load(config.kernels, info.compute_capability, |image| {
+            let module = Module::load(&context, image)?;
+            // Drivers may look at the code only when it is asked for.
+            module.function(SELECT_KERNEL, info.max_shared_bytes)?;
+            Ok(module)
+        })?;
+        let kernels = Arc::new(Kernels { module, loaded });
+        Self::assemble(context, kernels, &info, config)
     }
 
     /// A postprocessor in the context of another one, with the kernels that it has loaded: plans and allocates only.
-    /// For another model or another size on the same device; `config.device` must be the other's.
+    /// For another model or another size on the same device; `config.device` and `config.kernels` must be the other's.
     ///
-    /// Errors: those of [`new`](Self::new) but for the driver's and the device's; [`Error::Config`] for another device.
+    /// Errors: those of [`new`](Self::new) but for the driver's and the device's; [`Error::Config`] for another device or
+    /// other kernels.
     pub fn new_beside(other: &Self, config: CudaConfig) -> Result<Self> {
         if config.device != other.config.device {
             return Err(Error::Config {
@@ -242,29 +255,36 @@ impl CudaPostprocessor {
                 got: format!("{:?}, the other has {:?}", config.device, other.config.device),
             });
         }
+        if config.kernels != other.config.kernels {
+            return Err(Error::Config {
+                field: "kernels",
+                expected: "the choice of the other postprocessor",
+                got: format!("{:?}, the other has {:?}", config.kernels, other.config.kernels),
+            });
+        }
         let info = device_info(other.device())?;
-        Self::assemble(other.context.clone(), other.inner.module.clone(), &info, config)
+        Self::assemble(other.context.clone(), other.inner.kernels.clone(), &info, config)
     }
 
-    fn assemble(context: Arc<Context>, module: Arc<Module>, info: &DeviceInfo, config: CudaConfig) -> Result<Self> {
+    fn assemble(context: Arc<Context>, kernels: Arc<Kernels>, info: &DeviceInfo, config: CudaConfig) -> Result<Self> {
         if config.slots == 0 {
             return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
         }
         let limits = config.limits.unwrap_or(info.limits());
         let plan = Plan::new(config.spec.clone(), limits)?;
         let functions = Functions {
-            select: module.function(SELECT_KERNEL, info.max_shared_bytes)?,
+            select: kernels.module.function(SELECT_KERNEL, info.max_shared_bytes)?,
             masks: match plan.mask_kernel {
-                Some(kernel) => Some(module.function(kernel.name(), info.max_shared_bytes)?),
+                Some(kernel) => Some(kernels.module.function(kernel.name(), info.max_shared_bytes)?),
                 None => None,
             },
-            overlaps: info.compute_capability.0 >= 9,
+            overlaps: kernels.loaded.image.waits_for_launch_before(),
         };
         let slots = (0..config.slots)
             .map(|_| Slot::new(&context, &plan, functions, config.result).map(Box::new))
             .collect::<Result<VecDeque<_>>>()?;
         let device_bytes = slots.iter().map(|slot| slot.device_bytes()).sum();
-        let inner = Arc::new(Inner { ring: Mutex::new(slots), plan, module });
+        let inner = Arc::new(Inner { ring: Mutex::new(slots), plan, kernels });
         Ok(Self { host_inputs: None, inner, checked: None, context, config, device_bytes })
     }
 
@@ -276,6 +296,11 @@ impl CudaPostprocessor {
     /// Ordinal of the device.
     pub fn device(&self) -> usize {
         self.context.device as usize
+    }
+
+    /// The kernels that are loaded.
+    pub fn kernels(&self) -> &LoadedKernels {
+        &self.inner.kernels.loaded
     }
 
     /// Bytes of device memory that all slots hold together (inputs are the caller's).

@@ -23,7 +23,9 @@ use rfdetr_post_core::{
 use serde::Serialize;
 
 use self::gpu::{Gpu, Memory};
-use crate::{CudaConfig, CudaPostprocessor, DeviceChoice, DeviceInfo, DeviceTensor, DeviceTensors, LaunchMode};
+use crate::{
+    CudaConfig, CudaPostprocessor, DeviceChoice, DeviceInfo, DeviceTensor, DeviceTensors, KernelChoice, LaunchMode,
+};
 
 /// Any error; front ends only print it.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -140,6 +142,8 @@ pub struct Settings {
     pub device: usize,
     /// How to launch; each mode in turn.
     pub modes: Vec<LaunchMode>,
+    /// Which of the launcher's kernels to load.
+    pub kernels: KernelChoice,
     /// Wall samples of an entry, if `budget` allows.
     pub samples: usize,
     /// Time for the samples of one figure.
@@ -230,7 +234,7 @@ pub struct Record {
     pub limits: DeviceLimits,
     /// Loading the driver and making the context, before everything else.
     pub context_ms: f64,
-    /// `new()` and first requests: first in the process, and again.
+    /// `new()` and first requests: first in the process, again, and with PTX where machine code was loaded.
     pub startup: Vec<Startup>,
     /// Device memory of the largest run-length request, by number of slots.
     pub memory: Vec<MemoryUse>,
@@ -245,6 +249,8 @@ pub struct Record {
 /// What it costs to begin.
 #[derive(Debug, Clone, Serialize)]
 pub struct Startup {
+    /// What was loaded, with the reason if machine code was refused.
+    pub kernels: String,
     /// `CudaPostprocessor::new`.
     pub new_ms: f64,
     /// Its first request.
@@ -289,6 +295,7 @@ pub struct Floor {
 pub struct Row {
     pub case: String,
     pub mode: &'static str,
+    pub kernels: String,
     pub model: &'static str,
     pub width: u32,
     pub height: u32,
@@ -386,8 +393,9 @@ pub fn run(entries: &[Entry], settings: &Settings, others: &mut Others<'_>) -> R
     let bench = Bench { gpu, settings, limits: record.limits };
     if settings.startup {
         (others.progress)("startup and memory");
-        for _ in 0..2 {
-            match bench.startup() {
+        let others = (settings.kernels == KernelChoice::Auto).then_some(KernelChoice::Ptx);
+        for kernels in [settings.kernels, settings.kernels].into_iter().chain(others) {
+            match bench.startup(kernels) {
                 Ok(startup) => record.startup.push(startup),
                 Err(error) => record.errors.push(format!("startup: {error}")),
             }
@@ -452,10 +460,19 @@ impl Bench<'_> {
         }
     }
 
+    fn config(&self, spec: PlanSpec, slots: usize, launch: LaunchMode) -> CudaConfig {
+        CudaConfig {
+            device: DeviceChoice::Ordinal(self.settings.device),
+            slots,
+            launch,
+            kernels: self.settings.kernels,
+            limits: Some(self.limits),
+            ..CudaConfig::new(spec)
+        }
+    }
+
     fn postprocessor(&self, spec: PlanSpec, slots: usize, launch: LaunchMode) -> Result<CudaPostprocessor> {
-        let device = DeviceChoice::Ordinal(self.settings.device);
-        let config = CudaConfig { device, slots, launch, limits: Some(self.limits), ..CudaConfig::new(spec) };
-        Ok(CudaPostprocessor::new(config)?)
+        Ok(CudaPostprocessor::new(self.config(spec, slots, launch))?)
     }
 
     fn measure(&self, entry: &Entry, inputs: &Inputs, judged: &Judged, mode: LaunchMode) -> Result<Row> {
@@ -478,6 +495,7 @@ impl Bench<'_> {
         let new_ms = milliseconds(start);
         let device_bytes_per_slot = ours.device_bytes() / 2;
         let result_bytes = ours.plan().result.bytes;
+        let kernels = ours.kernels().to_string();
         let start = Instant::now();
         // SAFETY: the tensors are as large as the plan's shapes, fully written, and outlive every ticket here.
         let mut ticket = unsafe { ours.enqueue(&uploaded.tensors, &inputs.metas, stream)? };
@@ -542,6 +560,7 @@ impl Bench<'_> {
         Ok(Row {
             case: case.name.clone(),
             mode: mode_name(mode),
+            kernels,
             model: case.variant.name,
             width: case.frame.width,
             height: case.frame.height,
@@ -622,14 +641,16 @@ impl Bench<'_> {
         Ok(floors)
     }
 
-    fn startup(&self) -> Result<Startup> {
+    fn startup(&self, kernels: KernelChoice) -> Result<Startup> {
         let gpu = &self.gpu;
         let case = Case::new("seg-nano", FULL_HD, 20, 1, MaskFormat::Rle);
         let inputs = case.inputs();
         let uploaded = Uploaded::new(gpu, &inputs)?;
         let start = Instant::now();
-        let mut ours = self.postprocessor(Self::spec(&case, None), 2, LaunchMode::Graph)?;
+        let config = self.config(Self::spec(&case, None), 2, LaunchMode::Graph);
+        let mut ours = CudaPostprocessor::new(CudaConfig { kernels, ..config })?;
         let new_ms = milliseconds(start);
+        let kernels = ours.kernels().to_string();
         let mut request = |frame: Size| -> Result<f64> {
             let metas = [ImageMeta::stretch(frame, Size::new(312, 312))?];
             let start = Instant::now();
@@ -638,6 +659,7 @@ impl Bench<'_> {
             Ok(milliseconds(start) * 1e3)
         };
         Ok(Startup {
+            kernels,
             new_ms,
             first_us: request(FULL_HD)?,
             second_us: request(FULL_HD)?,
@@ -690,15 +712,16 @@ impl Record {
         if !self.startup.is_empty() {
             text +=
                 &format!("\nDriver and context: {:.1} ms, and then (goals: 150 ms, first 5000 us)\n", self.context_ms);
-            let rows: Vec<_> = (self.startup.iter().zip(["first in the process", "second"]))
+            let rows: Vec<_> = (self.startup.iter().zip(["first in the process", "second", "with the PTX"]))
                 .map(|(s, name)| {
                     let times = [s.first_us, s.second_us, s.third_us, s.other_size_us, s.third_size_us];
                     let mut row = vec![name.to_string(), us(s.new_ms)];
                     row.extend(times.map(us));
+                    row.push(s.kernels.clone());
                     row
                 })
                 .collect();
-            text += &table(&["new()", "ms", "first us", "2nd", "3rd", "other size", "third size"], &rows);
+            text += &table(&["new()", "ms", "first us", "2nd", "3rd", "other size", "third size", "loaded"], &rows);
         }
         if !self.memory.is_empty() {
             let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));

@@ -6,7 +6,8 @@ use rfdetr_post_core::{
     request::ModelShape,
 };
 use rfdetr_post_cuda::{
-    CudaConfig, CudaPostprocessor, DeviceChoice, DeviceInfo, Error, LaunchMode, Result, ResultPlace,
+    CudaConfig, CudaPostprocessor, DeviceChoice, DeviceInfo, Error, KernelChoice, LaunchMode, LoadedKernels, Result,
+    ResultPlace,
 };
 use rfdetr_post_tests::{case::RequestCase, compare, random::Random, suite::text};
 
@@ -14,6 +15,8 @@ use rfdetr_post_tests::{case::RequestCase, compare, random::Random, suite::text}
 #[derive(Debug)]
 pub struct Gpu {
     loaded: CudaPostprocessor,
+    kernels: KernelChoice,
+    info: DeviceInfo,
     /// Ordinal of the device.
     pub device: usize,
     /// Its multiprocessors.
@@ -75,17 +78,34 @@ pub enum Verdict {
 
 impl Gpu {
     /// Loads the kernels.
-    pub fn new(info: &DeviceInfo, threads: usize) -> Result<Self> {
+    pub fn new(info: &DeviceInfo, threads: usize, kernels: KernelChoice) -> Result<Self> {
         let shape = ModelShape { num_queries: 1, num_classes: 1, mask_grid: None };
         let options = Options { mask_format: MaskFormat::None, ..Options::default() };
         let spec = PlanSpec { shape, max_batch: 1, max_image: Size::new(1, 1), options, mask_capacity: None };
-        let config = CudaConfig { device: DeviceChoice::Ordinal(info.ordinal), ..CudaConfig::new(spec) };
+        let config = CudaConfig { device: DeviceChoice::Ordinal(info.ordinal), kernels, ..CudaConfig::new(spec) };
         Ok(Self {
             loaded: CudaPostprocessor::new(config)?,
+            kernels,
+            info: info.clone(),
             device: info.ordinal,
             num_multiprocessors: info.num_multiprocessors,
             threads,
         })
+    }
+
+    /// The same device with other kernels.
+    pub fn with_kernels(&self, kernels: KernelChoice) -> Result<Self> {
+        Self::new(&self.info, self.threads, kernels)
+    }
+
+    /// What the driver says of the device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// The kernels that are loaded.
+    pub fn kernels(&self) -> &LoadedKernels {
+        self.loaded.kernels()
     }
 
     /// The configuration for a plan.
@@ -95,6 +115,7 @@ impl Gpu {
             slots: 1,
             result: how.result,
             launch: how.launch,
+            kernels: self.kernels,
             limits: how.limits,
             ..CudaConfig::new(spec)
         }

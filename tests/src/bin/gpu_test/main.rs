@@ -26,8 +26,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use clap::{Parser, Subcommand};
-use rfdetr_post_cuda::device_info;
+use clap::{Parser, Subcommand, ValueEnum};
+use rfdetr_post_cuda::{KernelChoice, device_info};
 use rfdetr_post_tests::{
     fixtures,
     suite::{self, text},
@@ -51,6 +51,29 @@ struct Flags {
     /// Threads that compute references and drive the device
     #[arg(long, value_name = "N", global = true)]
     threads: Option<usize>,
+    /// Kernels to load
+    #[arg(long, value_enum, value_name = "KIND", global = true, default_value_t = Kernels::Auto)]
+    kernels: Kernels,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kernels {
+    /// Machine code where there is some for the device
+    Auto,
+    /// The newest PTX that suits the device
+    Ptx,
+    /// The oldest PTX
+    OldestPtx,
+}
+
+impl From<Kernels> for KernelChoice {
+    fn from(kernels: Kernels) -> Self {
+        match kernels {
+            Kernels::Auto => Self::Auto,
+            Kernels::Ptx => Self::Ptx,
+            Kernels::OldestPtx => Self::OldestPtx,
+        }
+    }
 }
 
 #[derive(Subcommand, Clone)]
@@ -59,6 +82,8 @@ enum Part {
     All(All),
     /// Every fixture and every named edge case, in all mask formats
     Fixtures(Fixtures),
+    /// Quick fixtures and edge cases through each of the kernels: machine code, the newest PTX, the oldest
+    Images,
     /// Random requests
     Fuzz(Fuzz),
     /// The sigmoid over all 2^32 logits, device against host
@@ -150,10 +175,11 @@ fn main() -> ExitCode {
     }
     let threads = flags.threads.or_else(|| std::thread::available_parallelism().ok().map(|n| n.get().min(8)));
     let gpu =
-        device_info(flags.device).and_then(|info| Gpu::new(&info, threads.unwrap_or(1).max(1)).map(|gpu| (info, gpu)));
+        device_info(flags.device).and_then(|info| Gpu::new(&info, threads.unwrap_or(1).max(1), flags.kernels.into()));
     match gpu {
         Err(error) => sum.add("setup", || Err(error.to_string())),
-        Ok((info, gpu)) => {
+        Ok(gpu) => {
+            let info = gpu.info();
             let (major, minor) = info.compute_capability;
             println!(
                 "device {}: {}, sm_{major}{minor}, {} multiprocessors, {} MiB, driver for CUDA {}.{}",
@@ -164,6 +190,7 @@ fn main() -> ExitCode {
                 info.driver_version / 1000,
                 info.driver_version % 1000 / 10
             );
+            println!("kernels: {}", gpu.kernels());
             if sum.failed == 0 {
                 run(&gpu, flags.part, &mut sum);
             }
@@ -198,6 +225,7 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
                 Part::Broken,
                 Part::TorchScores,
                 Part::Fixtures(all.fixtures),
+                Part::Images,
                 Part::Repeats(all.repeats),
                 Part::Fuzz(all.fuzz),
                 Part::Sigmoid(Sigmoid { stride: 1 }),
@@ -209,6 +237,15 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
         Part::Fixtures(flags) => {
             sum.add("fixtures", || parts::fixtures(gpu, flags.quick));
             sum.add("edge-cases", || parts::edge_cases(gpu, flags.quick));
+        }
+        Part::Images => {
+            for (name, choice) in [
+                ("images-auto", KernelChoice::Auto),
+                ("images-ptx", KernelChoice::Ptx),
+                ("images-oldest-ptx", KernelChoice::OldestPtx),
+            ] {
+                sum.add(name, || parts::image(gpu, choice));
+            }
         }
         Part::Fuzz(flags) => sum.add("fuzz", || parts::fuzz(gpu, flags.cases, flags.seed, flags.case)),
         Part::Sigmoid(flags) => sum.add("sigmoid", || parts::sigmoid(gpu, flags.stride.max(1))),

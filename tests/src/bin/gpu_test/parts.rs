@@ -10,7 +10,7 @@ use rfdetr_post_core::{
     DType, Detections, Error as CoreError, ImageMeta, MaskFormat, Options, ScoreArithmetic, Semantics, Size,
     Thresholds, plan::DeviceLimits, score::sigmoid as host_sigmoid,
 };
-use rfdetr_post_cuda::{CudaPostprocessor, DeviceChoice, Error, device_count, device_info};
+use rfdetr_post_cuda::{CudaPostprocessor, DeviceChoice, Error, KernelChoice, KernelImage, device_count, device_info};
 use rfdetr_post_tests::{
     case::{OwnedData, OwnedTensor, RequestCase},
     compare,
@@ -165,6 +165,32 @@ pub fn edge_cases(gpu: &Gpu, is_quick: bool) -> Outcome {
     };
     let name = |idx: u64| EDGE_CASES[idx as usize].0.to_string();
     parallel(EDGE_CASES.len() as u64, gpu.threads, name, run).outcome()
+}
+
+/// CUDA version of the assembler of the machine code. Older drivers may refuse it.
+const ASSEMBLER: i32 = 12_090;
+
+/// The small fixtures and edge cases, and those that run every kernel, through the kernels of a choice; which must be the
+/// ones that were asked for, and machine code wherever there can be some.
+pub fn image(gpu: &Gpu, choice: KernelChoice) -> Outcome {
+    let gpu = gpu.with_kernels(choice).map_err(text)?;
+    let (loaded, info) = (gpu.kernels(), gpu.info());
+    let (major, minor) = info.compute_capability;
+    let newest_ptx = KernelImage::Ptx(if major >= 9 { (9, 0) } else { (7, 5) });
+    let is_right = match choice {
+        // There is machine code for 7.5 to 9.x.
+        KernelChoice::Auto if major <= 9 && info.driver_version >= ASSEMBLER => {
+            matches!(loaded.image, KernelImage::Cubin(made_for) if made_for.0 == major && made_for.1 <= minor)
+        }
+        KernelChoice::Auto => matches!(loaded.image, KernelImage::Cubin(_)) || loaded.image == newest_ptx,
+        KernelChoice::Ptx => loaded.image == newest_ptx,
+        KernelChoice::OldestPtx => loaded.image == KernelImage::Ptx((7, 5)),
+    };
+    if !is_right {
+        return Err(format!("sm_{major}{minor} got the {loaded}"));
+    }
+    let (tiny, fixtures, edge_cases) = (tiny(&gpu)?, fixtures(&gpu, true)?, edge_cases(&gpu, true)?);
+    Ok(format!("{loaded}; every kernel: {tiny}; fixtures: {fixtures}; edge cases: {edge_cases}"))
 }
 
 /// Request `idx` of a seed: mostly the strategies' own, some with larger pictures, batches or selections.
@@ -539,6 +565,16 @@ pub fn errors(gpu: &Gpu) -> Outcome {
         "beside another",
         |e| matches!(e, Error::Config { field: "device", .. }),
         gpu.postprocessor(beside).map(drop),
+    );
+    let mut other_kernels = config.clone();
+    other_kernels.kernels = match config.kernels {
+        KernelChoice::OldestPtx => KernelChoice::Auto,
+        _ => KernelChoice::OldestPtx,
+    };
+    expect(
+        "beside one with other kernels",
+        |e| matches!(e, Error::Config { field: "kernels", .. }),
+        gpu.postprocessor(other_kernels).map(drop),
     );
 
     let mut processed = |what: &str, is_right: fn(&Error) -> bool, change: &dyn Fn(&mut RequestCase)| {

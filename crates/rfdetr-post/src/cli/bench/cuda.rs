@@ -9,7 +9,7 @@ use rfdetr_post::{
     reference,
 };
 use rfdetr_post_cuda::{
-    LaunchMode,
+    KernelChoice, LaunchMode,
     bench::{self, Judged, Others, PeerTime, Record, Settings},
 };
 
@@ -38,6 +38,7 @@ pub fn run(args: &BenchArgs, ordinal: usize) -> Result<bool> {
             ModeArg::Stream => vec![LaunchMode::Stream],
             ModeArg::Both => vec![LaunchMode::Graph, LaunchMode::Stream],
         },
+        kernels: KernelChoice::Auto,
         samples: args.samples,
         budget: Duration::from_secs_f64(args.seconds.max(0.0)),
         mask_threads: args.block,
