@@ -62,7 +62,7 @@ pub struct DeviceLimits {
     pub select_threads: u32,
     /// Threads of a block of the run-length kernel, a multiple of 32, at most 1024.
     pub rle_threads: u32,
-    /// Threads of a block of the other mask kernels, a multiple of 32, at most 1024.
+    /// Threads of a block of the other mask kernels, a multiple of 32, at most 1024; the dense kernel has 256 at most.
     pub mask_threads: u32,
     /// Blocks of the mask kernels a multiprocessor.
     pub mask_blocks_per_multiprocessor: u32,
@@ -77,7 +77,7 @@ impl DeviceLimits {
             num_multiprocessors,
             select_threads: 1024,
             rle_threads: 1024,
-            mask_threads: 128,
+            mask_threads: 256,
             mask_blocks_per_multiprocessor: 4,
             max_shared_bytes: MIN_SHARED_BYTES,
         }
@@ -227,8 +227,11 @@ impl Plan {
             MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::Rle),
         };
         let mask_grid = limits.num_multiprocessors.max(1) * limits.mask_blocks_per_multiprocessor.max(1);
-        let mask_threads =
-            if mask_kernel == Some(MaskKernel::Rle) { limits.rle_threads } else { limits.mask_threads };
+        let mask_threads = match mask_kernel {
+            Some(MaskKernel::Rle) => limits.rle_threads,
+            Some(MaskKernel::Dense) => limits.mask_threads.min(shared::DENSE_MAX_THREADS),
+            _ => limits.mask_threads,
+        };
         let (max_w, max_h) = (spec.max_image.width, spec.max_image.height);
 
         let default_capacity = 16 * max_w.max(64);
@@ -246,7 +249,7 @@ impl Plan {
         let rle = rle_layout(mask_h as u32, mask_w as u32, spec.max_image, &limits);
         let mask_shared_bytes = match mask_kernel {
             Some(MaskKernel::Rle) => rle.crossings_offset + 4 * rle.num_crossing_words,
-            Some(MaskKernel::Dense) => shared::DENSE_BYTES,
+            Some(MaskKernel::Dense) => shared::dense_bytes(mask_threads),
             Some(MaskKernel::Grid) => shared::GRID_BYTES,
             None => 0,
         };
