@@ -58,12 +58,18 @@ impl Geometry {
     #[inline(always)]
     pub unsafe fn new(args: &MaskArgs, record: ImageRecord, image: u32) -> Self {
         let at = args.axes_at + 16 * image as u64 * args.axes.image_stride as u64;
+        Self::of_tables(record, args.flags, at, args.axes.rows_offset, args.axes.groups_offset)
+    }
+
+    /// The geometry of a record whose tables begin at `at`, those of the rows and of the row groups so many entries behind.
+    #[inline(always)]
+    pub fn of_tables(record: ImageRecord, flags: u32, at: u64, rows_offset: u32, groups_offset: u32) -> Self {
         Self {
-            columns: Axis::columns(&record, args.flags),
-            rows: Axis::rows(&record, args.flags),
+            columns: Axis::columns(&record, flags),
+            rows: Axis::rows(&record, flags),
             column_entries: Global::from_address(at),
-            row_entries: Global::from_address(at + 16 * args.axes.rows_offset as u64),
-            group_ends: Global::from_address(at + 16 * args.axes.groups_offset as u64),
+            row_entries: Global::from_address(at + 16 * rows_offset as u64),
+            group_ends: Global::from_address(at + 16 * groups_offset as u64),
             shared_groups: None,
             shared_weights: None,
             record,
@@ -354,42 +360,36 @@ impl Window {
         [cell(0), cell(1), cell(2), cell(3), cell(4), cell(5), cell(6), cell(7)]
     }
 
-    /// Cells of window column `c` from row `r` on, four of them; zero outside the grid. All loads are issued before the
-    /// first is used.
+    /// The cells of window column `c` in rows `r` and `r + 4`; zero outside the grid. Both loads are issued before the first
+    /// is used.
     ///
     /// # Safety
     /// The mask tensor is what [`MaskArgs`] promises.
     #[inline(always)]
-    pub unsafe fn quad(&self, r: u32, c: u32) -> [f32; 4] {
-        let (x, y) = ((c as i32 + self.window_x) as u32, r as i32 + self.window_y);
-        let has_column = x < self.mask_w;
-        // Rows and columns outside are those of the first cell, whose value is not used.
-        let idx = |i: i32| {
-            let is_inside = has_column && ((y + i) as u32) < self.mask_h;
-            (is_inside, self.first + if is_inside { ((y + i) as u32 * self.mask_w + x) as usize } else { 0 })
-        };
-        let (is_0, at_0) = idx(0);
-        let (is_1, at_1) = idx(1);
-        let (is_2, at_2) = idx(2);
-        let (is_3, at_3) = idx(3);
+    pub unsafe fn pair(&self, r: u32, c: u32) -> [f32; 2] {
+        let (x, y) = ((c as i32 + self.window_x) as u32, (r as i32 + self.window_y) as u32);
+        let is_first = x < self.mask_w && y < self.mask_h;
+        let is_second = x < self.mask_w && y.wrapping_add(4) < self.mask_h;
+        // Outside, the grid's first cell is loaded, and not used.
+        let idx = y.wrapping_mul(self.mask_w).wrapping_add(x);
+        let first = self.first + if is_first { idx as usize } else { 0 };
+        let second = self.first + if is_second { idx.wrapping_add(4 * self.mask_w) as usize } else { 0 };
         // SAFETY: the indices are inside the grid of a query.
-        let [v0, v1, v2, v3] = unsafe {
+        let [v0, v1] = unsafe {
             if self.dtype == DTYPE_F32 {
                 let cells = Global::<f32>::from_address(self.masks_at);
-                [cells.load_nc(at_0), cells.load_nc(at_1), cells.load_nc(at_2), cells.load_nc(at_3)]
+                [cells.load_nc(first), cells.load_nc(second)]
             } else {
                 let cells = Global::<u16>::from_address(self.masks_at);
-                let (h0, h1, h2, h3) =
-                    (cells.load_nc(at_0), cells.load_nc(at_1), cells.load_nc(at_2), cells.load_nc(at_3));
+                let (v0, v1) = (cells.load_nc(first), cells.load_nc(second));
                 if self.dtype == DTYPE_F16 {
-                    [math::f16_to_f32(h0), math::f16_to_f32(h1), math::f16_to_f32(h2), math::f16_to_f32(h3)]
+                    [math::f16_to_f32(v0), math::f16_to_f32(v1)]
                 } else {
-                    [math::bf16_to_f32(h0), math::bf16_to_f32(h1), math::bf16_to_f32(h2), math::bf16_to_f32(h3)]
+                    [math::bf16_to_f32(v0), math::bf16_to_f32(v1)]
                 }
             }
         };
-        let cell = |is_inside: bool, value: f32| if is_inside { value } else { 0.0 };
-        [cell(is_0, v0), cell(is_1, v1), cell(is_2, v2), cell(is_3, v3)]
+        [if is_first { v0 } else { 0.0 }, if is_second { v1 } else { 0.0 }]
     }
 
     /// Whether the pixel of an output column in content row `y` is foreground: the plain way, for any cells and taps.

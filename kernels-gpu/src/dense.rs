@@ -35,15 +35,16 @@
 //! address allows it, and as bytes at the tile's edges.
 
 use rfdetr_post_core::packed::{
-    DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, ImageHeader, MaskArgs,
+    AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs,
     shared::masks::{
-        DENSE_CELLS, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_WARP_BYTES, DENSE_WARP_CELLS, DENSE_WARPS,
+        DENSE_CELLS, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_WARP_BYTES, DENSE_WARP_CELLS,
+        DENSE_WARP_RECORD, DENSE_WARP_ROWS, DENSE_WARPS,
     },
 };
 
 use crate::{
-    axes::Axis,
     columns::{Geometry, Taps, Window},
+    inputs::{RECORD_WORDS, load_record_word, record_of_words},
     masks::{self, Stats, Work},
     scan::{div_ceil, div_rem},
     signs::Span,
@@ -62,6 +63,9 @@ use crate::{
 const SMALLEST: f32 = 1.0 / (1u64 << 40) as f32;
 /// The largest.
 const LARGEST: f32 = (1u128 << 100) as f32;
+
+/// Offset of the axis tables' layout in the arguments.
+const AXES: u32 = core::mem::offset_of!(MaskArgs, axes) as u32;
 
 /// Word of the counters: whether the block is the last.
 const IS_LAST: u32 = 0;
@@ -83,20 +87,25 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
             let record = masks::record(args, params, image);
             num_detections * record.width.div_ceil(TILE_W) * record.height.div_ceil(TILE_H)
         });
-        if work.num_items == 0 {
-            if block == 0 {
-                masks::publish_all(args, 0);
-            }
-            return;
-        }
-        let num_blocks = div_ceil(work.num_items, num_warps).min(thread::grid_dim_x());
+        // Without a mask the first block still publishes.
+        let num_blocks = div_ceil(work.num_items.max(1), num_warps).min(thread::grid_dim_x());
         if block >= num_blocks {
             return;
         }
+        let mut kept_image = u32::MAX;
         let mut item = block * num_warps + warp::warp_id();
         while item < work.num_items {
             let (image, within) = work.image_of(item);
-            make_tile(args, params, image, within);
+            let at = DENSE_WARPS + DENSE_WARP_BYTES * warp::warp_id();
+            let (lane, flags, at) = (math::anew(warp::lane_id()), math::anew(args.flags), math::anew(at));
+            let warp = Warp { args, params, image, lane, flags, at };
+            // The lanes may still read what they shared for the tile before.
+            warp::sync_warp(FULL_MASK);
+            if image != kept_image {
+                warp.keep();
+                kept_image = image;
+            }
+            warp.make_tile(within);
             item += num_blocks * num_warps;
         }
         finish(args, params, num_blocks);
@@ -161,86 +170,37 @@ enum Kind {
     Empty,
     /// Foreground.
     Full,
-    /// Its pixels must be evaluated.
+    /// Its pixels are blends of four cells at most, which are in shared memory.
     Mixed,
+    /// Its pixels are evaluated one by one.
+    Plain,
 }
 
 /// A tile of a mask, and the part of the window that it is made of.
 #[derive(Clone, Copy)]
 struct Tile {
-    image: u32,
-    row: usize,
+    /// Row of the selection.
+    row: u32,
     /// First and end column and row of the canvas.
     left: u32,
     right: u32,
     top: u32,
     bottom: u32,
-    /// Window rows and columns.
-    rows: Span,
-    columns: Span,
-    /// The warp's part of shared memory.
-    scratch_at: u32,
+    /// First window row and column.
+    first_row: u32,
+    first_column: u32,
+    num_columns: u32,
 }
 
-/// Makes one tile: item `within` of those of an image.
-///
-/// Callers: every lane of a warp.
-///
-/// # Safety
-/// As [`masks_dense`]; the tile is the warp's own.
-#[track_caller]
-#[inline(always)]
-unsafe fn make_tile(args: &MaskArgs, params: Params, image: u32, within: u32) {
-    let lane = warp::lane_id();
-    // SAFETY: image and tile are of this launch; an image has tiles; shared memory is the warp's own.
-    unsafe {
-        let record = masks::record(args, params, image);
-        let num_across = record.width.div_ceil(TILE_W);
-        let (slot, part) = div_rem(within, num_across * record.height.div_ceil(TILE_H));
-        let (y, x) = div_rem(part, num_across);
-        let (left, top) = (TILE_W * x, TILE_H * y);
-        let mut tile = Tile {
-            image,
-            row: masks::row_idx(args, image, slot),
-            left,
-            right: (left + TILE_W).min(record.width),
-            top,
-            bottom: (top + TILE_H).min(record.height),
-            rows: Span { start: 0, end: 0 },
-            columns: Span { start: 0, end: 0 },
-            scratch_at: DENSE_WARPS + DENSE_WARP_BYTES * warp::warp_id(),
-        };
-        let kind = tile.load(args, params);
-
-        let is_packed = args.flags & FLAG_BIT_PACKED != 0;
-        let row_bytes = if is_packed { 4 * record.width.div_ceil(32) } else { record.width };
-        let mask_bytes = (row_bytes as u64 * record.height as u64).next_multiple_of(16);
-        let mask_at = args.payload_at + image as u64 * args.payload_image_bytes + slot as u64 * mask_bytes;
-        let is_unaligned = !is_packed && row_bytes % 16 != 0;
-        // Of four rows in a row, a lane stores 16 columns of one, or of 32 columns their word.
-        let lane_x = left + lane % 8 * 16;
-        let lane_byte = if is_packed { lane_x / 32 * 4 } else { lane_x };
-        let out = Out {
-            at: mask_at + (top + lane / 8) as u64 * row_bytes as u64 + lane_byte as u64,
-            row_at: mask_at + top as u64 * row_bytes as u64 + left as u64,
-            row_bytes,
-            is_packed,
-            is_unaligned,
-            stores: !is_unaligned && lane_x < tile.right && !(is_packed && lane % 2 == 1),
-        };
-        let mut stats = Stats::EMPTY;
-        if kind == Kind::Mixed || is_unaligned {
-            tile.draw(args, params, kind, out, &mut stats);
-        } else {
-            out.fill(&tile, kind);
-            if kind == Kind::Full && lane == 0 {
-                stats.add((tile.right - left) * (tile.bottom - top), [left, top, tile.right, tile.bottom]);
-            }
-        }
-        if kind != Kind::Empty {
-            add_stats(args, tile.row, &stats);
-        }
-    }
+/// A warp: its image, and its part of shared memory.
+struct Warp<'a> {
+    args: &'a MaskArgs,
+    params: Params,
+    image: u32,
+    lane: u32,
+    flags: u32,
+    /// Where its part of shared memory begins.
+    at: u32,
 }
 
 /// Where a tile goes.
@@ -259,36 +219,32 @@ struct Out {
 }
 
 impl Out {
-    /// Stores a tile whose pixels are all alike. Tiles of foreground are 128 columns wide.
+    /// Stores a tile whose pixels are all alike: words of 32 pixels. Tiles of foreground are 128 columns wide.
+    ///
+    /// Callers: every lane of a warp.
     ///
     /// # Safety
     /// The tile is inside the mask.
+    #[track_caller]
     #[inline(always)]
-    unsafe fn fill(&self, tile: &Tile, kind: Kind) {
-        let mut y = tile.top + warp::lane_id() / 8;
-        let mut at = self.at;
-        let word = if kind == Kind::Full { u32::MAX } else { 0 };
-        while self.stores && y < tile.bottom {
-            // SAFETY: the rows are inside the mask.
-            unsafe { self.store(at, word, word & 0x0101_0101) };
-            y += 4;
-            at += 4 * self.row_bytes as u64;
-        }
-    }
-
-    /// Stores a word of 32 pixels, or bytes that are all alike.
-    ///
-    /// # Safety
-    /// `at` is inside the mask.
-    #[inline(always)]
-    unsafe fn store(&self, at: u64, word: u32, bytes: u32) {
-        // SAFETY: passed on to the caller.
-        unsafe {
-            if self.is_packed {
-                Global::<u32>::from_address(at).store_streaming(0, word);
-            } else {
-                Global::<[u32; 4]>::from_address(at).store_streaming(0, [bytes; 4]);
+    unsafe fn fill(&self, lane: u32, tile: &Tile, word: u32) {
+        let left = (tile.bottom - tile.top) as i32 - (lane / 8) as i32;
+        let mut left = if self.stores { left } else { 0 };
+        let (mut at, step) = (self.at, 4 * self.row_bytes as u64);
+        // The vote keeps the compiler from unrolling: eight rounds of one line of instructions are fewer than four lines.
+        while warp::warp_vote_any(FULL_MASK, left > 0) {
+            if left > 0 {
+                // SAFETY: the row is inside the mask.
+                unsafe {
+                    if self.is_packed {
+                        Global::<u32>::from_address(at).store_streaming(0, word);
+                    } else {
+                        Global::<[u32; 4]>::from_address(at).store_streaming(0, [word & 0x0101_0101; 4]);
+                    }
+                }
             }
+            left -= 4;
+            at += step;
         }
     }
 
@@ -300,8 +256,7 @@ impl Out {
     /// # Safety
     /// `at` is where the row begins in a dense mask.
     #[inline(always)]
-    unsafe fn store_row(at: u64, len: u32, [w0, w1, w2, w3]: [u32; 4]) {
-        let lane = warp::lane_id();
+    unsafe fn store_row(lane: u32, at: u64, len: u32, [w0, w1, w2, w3]: [u32; 4]) {
         let word = |i: u32| match i {
             0 => w0,
             1 => w1,
@@ -338,217 +293,403 @@ fn bytes_of(bits: u32) -> u32 {
     bits.wrapping_mul(0x0020_4081) & 0x0101_0101
 }
 
-impl Tile {
+impl Warp<'_> {
+    /// An address or a size of the arguments, read where it is used: what is computed from `args` in the loop over the tiles
+    /// would be computed before it, and held in registers that the loop needs.
+    ///
+    /// # Safety
+    /// A field of eight bytes lies `offset` into the arguments.
+    #[inline(always)]
+    unsafe fn argument(&self, offset: usize) -> u64 {
+        // SAFETY: passed on to the caller.
+        unsafe { self.params.load(offset as u32) }
+    }
+
+    /// Where the axis tables of the image begin, and where those of its rows.
+    #[inline(always)]
+    fn tables(&self) -> (u64, u32) {
+        // SAFETY: fields of the arguments.
+        unsafe {
+            let stride: u32 = self.params.load(AXES + core::mem::offset_of!(AxesLayout, image_stride) as u32);
+            let rows: u32 = self.params.load(AXES + core::mem::offset_of!(AxesLayout, rows_offset) as u32);
+            (self.argument(core::mem::offset_of!(MaskArgs, axes_at)) + 16 * (self.image * stride) as u64, rows)
+        }
+    }
+
+    /// # Safety
+    /// The block has the layout's shared memory.
+    #[inline(always)]
+    unsafe fn cells(&self) -> Shared<f32> {
+        // SAFETY: the caller vouches for it.
+        unsafe { Shared::at(self.at + DENSE_WARP_CELLS) }
+    }
+
+    /// The table entries of the tile's columns.
+    ///
+    /// # Safety
+    /// As [`Warp::cells`].
+    #[inline(always)]
+    unsafe fn columns(&self) -> Shared<[u32; 4]> {
+        // SAFETY: the caller vouches for it.
+        unsafe { Shared::at(self.at) }
+    }
+
+    /// The words of the tile's rows, where the columns' entries are not needed.
+    ///
+    /// # Safety
+    /// As [`Warp::cells`].
+    #[inline(always)]
+    unsafe fn words(&self) -> Shared<[u32; 4]> {
+        // SAFETY: the caller vouches for it.
+        unsafe { Shared::at(self.at) }
+    }
+
+    /// The table entries of the tile's rows.
+    ///
+    /// # Safety
+    /// As [`Warp::cells`].
+    #[inline(always)]
+    unsafe fn rows(&self) -> Shared<[u32; 4]> {
+        // SAFETY: the caller vouches for it.
+        unsafe { Shared::at(self.at + DENSE_WARP_ROWS) }
+    }
+
+    /// # Safety
+    /// As [`Warp::cells`].
+    #[inline(always)]
+    unsafe fn record_words(&self) -> Shared<[u32; 4]> {
+        // SAFETY: the caller vouches for it.
+        unsafe { Shared::at(self.at + DENSE_WARP_RECORD) }
+    }
+
+    /// The record of the warp's image, of which only what is used is read.
+    ///
+    /// # Safety
+    /// It is kept.
+    #[inline(always)]
+    unsafe fn record(&self) -> ImageRecord {
+        // SAFETY: the caller vouches for the words.
+        record_of_words(|word| unsafe { self.record_words().load(word) })
+    }
+
+    /// Keeps the record of the image in shared memory: in registers it would crowd out everything else.
+    ///
+    /// Callers: every lane of the warp.
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; the image is below the batch.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn keep(&self) {
+        // SAFETY: the caller vouches for the image.
+        unsafe {
+            if self.lane < RECORD_WORDS {
+                let offset = core::mem::offset_of!(MaskArgs, records) as u32;
+                let is_inline = self.args.batch as usize <= INLINE_IMAGES;
+                let records_at = self.args.records_at;
+                let word = load_record_word(is_inline, self.params, offset, records_at, self.image, self.lane);
+                self.record_words().store(self.lane, word);
+            }
+        }
+        warp::sync_warp(FULL_MASK);
+    }
+
+    /// Makes one tile: item `within` of those of the warp's image.
+    ///
+    /// Callers: every lane of the warp.
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; the record is kept, and the tile is the warp's own.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn make_tile(&self, within: u32) {
+        let (args, lane) = (self.args, self.lane);
+        // SAFETY: the tile is of this launch; an image has tiles.
+        unsafe {
+            let ImageRecord { width, height, .. } = self.record();
+            let num_across = width.div_ceil(TILE_W);
+            let (slot, part) = div_rem(within, num_across * height.div_ceil(TILE_H));
+            let (y, x) = div_rem(part, num_across);
+            let (left, top) = (TILE_W * x, TILE_H * y);
+            let mut tile = Tile {
+                row: self.image * args.max_detections + slot,
+                left,
+                right: (left + TILE_W).min(width),
+                top,
+                bottom: (top + TILE_H).min(height),
+                first_row: 0,
+                first_column: 0,
+                num_columns: 0,
+            };
+            let kind = self.load(&mut tile);
+
+            if kind == Kind::Plain {
+                self.evaluate(&tile);
+            }
+            let ImageRecord { width, height, .. } = self.record();
+            let is_packed = self.flags & FLAG_BIT_PACKED != 0;
+            let row_bytes = if is_packed { 4 * width.div_ceil(32) } else { width };
+            let is_unaligned = !is_packed && row_bytes % 16 != 0;
+            let fill = if kind == Kind::Full { u32::MAX } else { 0 };
+            if is_unaligned && (kind == Kind::Empty || kind == Kind::Full) {
+                // Every row of the tile.
+                self.words().store(lane, [fill; 4]);
+                warp::sync_warp(FULL_MASK);
+            }
+            // A mask is at most 2^28 bytes.
+            let mask_bytes = (row_bytes * height + 15) & !15;
+            let image_at = self.argument(core::mem::offset_of!(MaskArgs, payload_at))
+                + self.image as u64 * self.argument(core::mem::offset_of!(MaskArgs, payload_image_bytes));
+            let mask_at = image_at + slot as u64 * mask_bytes as u64;
+            // Of four rows in a row, a lane stores 16 columns of one, or of 32 columns their word.
+            let lane_x = left + lane % 8 * 16;
+            let lane_byte = if is_packed { lane_x / 32 * 4 } else { lane_x };
+            let out = Out {
+                at: mask_at + ((top + lane / 8) * row_bytes + lane_byte) as u64,
+                row_at: mask_at + (top * row_bytes + left) as u64,
+                row_bytes,
+                is_packed,
+                is_unaligned,
+                stores: !is_unaligned && lane_x < tile.right && !(is_packed && lane % 2 == 1),
+            };
+            if is_unaligned || kind == Kind::Mixed || kind == Kind::Plain {
+                self.draw(&tile, kind, out);
+            } else {
+                out.fill(lane, &tile, fill);
+            }
+            if kind == Kind::Full && lane == 0 {
+                let area = (tile.bottom - top) * TILE_W;
+                self.add_stats(tile.row, area, [left, top, left + TILE_W, tile.bottom]);
+            }
+        }
+    }
+
     /// Loads the cells of the tile, into shared memory too if they have room there, and counts those that are not finite;
     /// says what they make of the tile.
     ///
-    /// Callers: every lane of a warp; valid in all lanes. Cost: one load of cells for most tiles, and six shuffles.
+    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of the axis tables, then one of cells for most
+    /// tiles, and six shuffles.
     ///
     /// # Safety
-    /// As [`make_tile`].
+    /// As [`Warp::make_tile`].
     #[track_caller]
     #[inline(always)]
-    unsafe fn load(&mut self, args: &MaskArgs, params: Params) -> Kind {
-        let lane = warp::lane_id();
-        // SAFETY: image and row are of this launch; cells are inside the window, and stored in the warp's own room.
+    unsafe fn load(&self, tile: &mut Tile) -> Kind {
+        let (args, lane) = (self.args, self.lane);
+        // SAFETY: the row is of this launch; table entries are those of the content; cells are inside the window, and
+        // stored in the warp's own room.
         unsafe {
-            let record = masks::record(args, params, self.image);
+            let record = self.record();
             // The content's part of the tile.
-            let (x0, y0) = (self.left.max(record.offset_x), self.top.max(record.offset_y));
-            let x1 = self.right.min(record.offset_x + record.content_w);
-            let y1 = self.bottom.min(record.offset_y + record.content_h);
+            let (x0, y0) = (tile.left.max(record.offset_x), tile.top.max(record.offset_y));
+            let x1 = tile.right.min(record.offset_x + record.content_w);
+            let y1 = tile.bottom.min(record.offset_y + record.content_h);
             if x0 >= x1 || y0 >= y1 || record.window_w == 0 || record.window_h == 0 {
                 return Kind::Empty;
             }
-            let is_covered = x0 == self.left && x1 == self.left + TILE_W && y0 == self.top && y1 == self.bottom;
-            let (x0, x1) = (x0 - record.offset_x, x1 - record.offset_x);
-            let (y0, y1) = (y0 - record.offset_y, y1 - record.offset_y);
+            let window = Window::new(args, &record, self.image, masks::query_of(args, tile.row as usize));
+            let is_covered = x1 - x0 == TILE_W && y1 - y0 == tile.bottom - tile.top;
 
             // Three lanes look up rows, three columns: the first, the last, and the one behind.
-            let (rows, columns) = (Axis::rows(&record, args.flags), Axis::columns(&record, args.flags));
             let is_row = lane & 4 == 0;
             let pick = |row: u32, column: u32| if is_row { row } else { column };
-            let axis = Axis {
-                n_in: pick(rows.n_in, columns.n_in),
-                scale: f32::from_bits(pick(rows.scale.to_bits(), columns.scale.to_bits())),
-                support: f32::from_bits(pick(rows.support.to_bits(), columns.support.to_bits())),
-                ..rows
-            };
-            let (start, end) = (pick(y0, x0), pick(y1, x1));
-            let n_out = pick(rows.n_out, columns.n_out);
-            let (first, count) = axis.span(match lane & 3 {
-                0 => start,
-                1 => end - 1,
-                _ => end.min(n_out - 1),
-            });
-            // Cells before the first are of the tile before, but for the first tile.
-            let first_or_0 = if start == 0 { 0 } else { first };
-            let next_or_all = if end == n_out { axis.n_in } else { first };
-            let from = |value: u32, lane: u32| warp::warp_shuffle_idx(FULL_MASK, value, lane);
-            let owned_rows = Span { start: from(first_or_0, 0), end: from(next_or_all, 2) };
-            let owned_columns = Span { start: from(first_or_0, 4), end: from(next_or_all, 6) };
-            let row_end = from(first + count, 1).max(owned_rows.end).min(record.window_h);
-            let column_end = from(first + count, 5).max(owned_columns.end).min(record.window_w);
-            self.rows = Span { start: owned_rows.start, end: row_end };
-            self.columns = Span { start: owned_columns.start, end: column_end };
+            let offset = pick(record.offset_y, record.offset_x);
+            let (start, end) = (pick(y0, x0) - offset, pick(y1, x1) - offset);
+            let n_out = pick(record.content_h, record.content_w);
+            // Selected without branches: a match would become a table of jumps.
+            let (is_start, is_last) = (lane & 3 == 0, lane & 3 == 1);
+            let i = if is_start { start } else { (end - is_last as u32).min(n_out - 1) };
+            let (tables_at, rows_offset) = self.tables();
+            let entry = pick(rows_offset, 0) + i;
+            let span = Global::<u32>::from_address(tables_at).load(4 * entry as usize);
+            let first = span & 0xffff;
+            // Cells before the first are of the tile before, but for the first tile; those behind the last, likewise.
+            let all = pick(record.window_h, record.window_w);
+            let value = first + if is_last { span >> 16 } else { 0 };
+            let value = if is_start && start == 0 { 0 } else { value };
+            let value = if !is_start && !is_last && end == n_out { all } else { value };
+            let from = |lane: u32| warp::warp_shuffle_idx(FULL_MASK, value, lane);
+            let owned_rows = Span { start: from(0), end: from(2) };
+            let owned_columns = Span { start: from(4), end: from(6) };
+            let row_end = from(1).max(owned_rows.end).min(record.window_h);
+            let column_end = from(5).max(owned_columns.end).min(record.window_w);
+            tile.first_row = owned_rows.start;
+            tile.first_column = owned_columns.start;
+            tile.num_columns = column_end - tile.first_column;
+            let is_shared = (row_end - tile.first_row) * tile.num_columns <= DENSE_CELLS;
 
-            let window = Window::new(args, &record, self.image, masks::query_of(args, self.row));
-            let (shared, num_columns, is_shared) = (self.cells(), column_end - owned_columns.start, self.is_shared());
-            // The lanes may still read what is stored below.
-            warp::sync_warp(FULL_MASK);
+            let cells = self.cells();
             let (mut any, mut all, mut is_finite) = (false, true, true);
-            let mut c = self.columns.start + lane;
-            while c < column_end {
-                let mut r = self.rows.start;
-                let mut idx = c - self.columns.start;
-                while r < row_end {
-                    let mut visit = |i: u32, cell: f32| {
-                        if r + i < row_end {
+            // Eight columns and eight rows at a time, two rows a lane.
+            let mut first_r = tile.first_row;
+            while first_r < row_end {
+                let r = first_r + lane / 8;
+                let mut c = tile.first_column + lane % 8;
+                let mut idx = (r - tile.first_row) * tile.num_columns + lane % 8;
+                while c < column_end {
+                    let [cell, other] = window.pair(r, c);
+                    let mut visit = |r: u32, idx: u32, cell: f32| {
+                        if r < row_end {
                             any |= cell > 0.0;
                             all &= cell >= SMALLEST && cell <= LARGEST;
                             is_finite &= cell.is_finite();
                             if is_shared {
-                                shared.store(idx + i * num_columns, cell);
+                                cells.store(idx, cell);
                             }
                         }
                     };
-                    // Written out: an iterator over the array would index it.
-                    let [c0, c1, c2, c3] = window.quad(r, c);
-                    visit(0, c0);
-                    visit(1, c1);
-                    visit(2, c2);
-                    visit(3, c3);
-                    r += 4;
-                    idx += 4 * num_columns;
+                    visit(r, idx, cell);
+                    visit(r + 4, idx + 4 * tile.num_columns, other);
+                    c += 8;
+                    idx += 8;
                 }
-                c += 32;
+                first_r += 8;
+            }
+            if !warp::warp_vote_any(FULL_MASK, any || !is_finite) {
+                return Kind::Empty;
             }
             if !warp::warp_vote_all(FULL_MASK, is_finite) {
                 let mut count = 0;
-                let mut c = owned_columns.start + lane;
-                while c < owned_columns.end {
-                    let mut r = owned_rows.start;
-                    while r < owned_rows.end {
+                let mut r = owned_rows.start;
+                while r < owned_rows.end {
+                    let mut c = owned_columns.start + lane;
+                    while c < owned_columns.end {
                         count += !window.cell(r, c).is_finite() as u32;
-                        r += 1;
+                        c += 32;
                     }
-                    c += 32;
+                    r += 1;
                 }
                 let count = warp::warp_reduce_add(FULL_MASK, count);
                 if lane == 0 {
                     masks::add_nonfinite(args, self.image, count);
                 }
             }
-            if !warp::warp_vote_any(FULL_MASK, any) {
-                Kind::Empty
-            } else if warp::warp_vote_all(FULL_MASK, all) && is_covered {
-                Kind::Full
-            } else {
-                Kind::Mixed
+            if is_covered && warp::warp_vote_all(FULL_MASK, all) {
+                return Kind::Full;
             }
+            // The lanes have the rows' entries, and those of the columns, one after the other.
+            let (tables_at, rows_offset) = self.tables();
+            let entries = Global::<[u32; 4]>::from_address(tables_at);
+            // Columns and rows outside the content have no cells.
+            let column = |i: u32| {
+                let x = (tile.left + 32 * i + lane).wrapping_sub(record.offset_x);
+                if x < record.content_w { entries.load(x as usize) } else { [0; 4] }
+            };
+            let y = (tile.top + lane).wrapping_sub(record.offset_y);
+            let is_row = y < record.content_h;
+            let row = if is_row { entries.load((rows_offset + y) as usize) } else { [0; 4] };
+            let (c0, c1, c2, c3) = (column(0), column(1), column(2), column(3));
+            let columns = self.columns();
+            columns.store(lane, c0);
+            columns.store(32 + lane, c1);
+            columns.store(64 + lane, c2);
+            columns.store(96 + lane, c3);
+            self.rows().store(lane, row);
+            // Counts are in the upper halves.
+            let most = row[0].max(c0[0]).max(c1[0]).max(c2[0].max(c3[0])) >> 16;
+            warp::sync_warp(FULL_MASK);
+            if is_shared && !warp::warp_vote_any(FULL_MASK, most > 2) { Kind::Mixed } else { Kind::Plain }
         }
     }
 
-    /// Whether the tile's cells have room in shared memory.
-    #[inline(always)]
-    fn is_shared(&self) -> bool {
-        (self.rows.end - self.rows.start) * (self.columns.end - self.columns.start) <= DENSE_CELLS
-    }
-
-    /// The tile's cells, row by row.
+    /// Evaluates the pixels of a tile one by one, whatever its cells and axes are. Nothing else is asked for less often.
     ///
-    /// # Safety
-    /// The block has the layout's shared memory.
-    #[inline(always)]
-    unsafe fn cells(&self) -> Shared<f32> {
-        // SAFETY: the caller vouches for it.
-        unsafe { Shared::at(self.scratch_at + DENSE_WARP_CELLS) }
-    }
-
-    /// Evaluates the pixels of a mixed tile and stores what [`Out::fill`] cannot: mixed tiles, and those of unaligned rows.
-    ///
-    /// Callers: every lane of a warp.
+    /// Callers: every lane of the warp.
     ///
     /// # Safety
     /// The tile was loaded.
     #[track_caller]
     #[inline(always)]
-    unsafe fn draw(&self, args: &MaskArgs, params: Params, kind: Kind, out: Out, stats: &mut Stats) {
-        let lane = warp::lane_id();
-        let is_bilinear = args.flags & FLAG_BILINEAR != 0;
-        let mut out = out;
-        // SAFETY: the caller vouches for the tile; entries of columns and rows of the content, and shared memory of the warp's own.
+    unsafe fn evaluate(&self, tile: &Tile) {
+        // SAFETY: the row is of this launch; pixels are inside the content.
         unsafe {
-            let columns = Shared::<[u32; 4]>::at(self.scratch_at);
-            let rows = Shared::<[u32; 4]>::at(self.scratch_at + 16 * TILE_W);
-            let num_rows_in = masks::record(args, params, self.image).window_h;
-            if kind == Kind::Mixed {
-                let geometry = Geometry::new(args, masks::record(args, params, self.image), self.image);
-                let record = &geometry.record;
-                // Columns and rows outside the content have no cells.
-                let column = |i: u32| {
-                    let x = (self.left + 32 * i + lane).wrapping_sub(record.offset_x);
-                    if x < record.content_w { geometry.column_entry(x) } else { [0; 4] }
-                };
-                let y = (self.top + lane).wrapping_sub(record.offset_y);
-                let row = if y < record.content_h { geometry.row_entry(y) } else { [0; 4] };
-                let (c0, c1, c2, c3) = (column(0), column(1), column(2), column(3));
-                columns.store(lane, c0);
-                columns.store(32 + lane, c1);
-                columns.store(64 + lane, c2);
-                columns.store(96 + lane, c3);
-                rows.store(lane, row);
+            let (tables_at, rows_offset) = self.tables();
+            let geometry = Geometry::of_tables(self.record(), self.flags, tables_at, rows_offset, 0);
+            let record = &geometry.record;
+            let window = Window::new(self.args, record, self.image, masks::query_of(self.args, tile.row as usize));
+            let words = Shared::<u32>::at(self.at);
+            let mut i = 0;
+            while i < 4 * (tile.bottom - tile.top) {
+                let x = (tile.left + i % 4 * 32 + self.lane).wrapping_sub(record.offset_x);
+                let y = (tile.top + i / 4).wrapping_sub(record.offset_y);
+                let is_foreground = x < record.content_w
+                    && y < record.content_h
+                    && window.is_foreground(&geometry, &geometry.column(x), y);
+                let word = warp::warp_vote_ballot(FULL_MASK, is_foreground);
+                if self.lane == 0 {
+                    words.store(i, word);
+                }
+                i += 1;
             }
-            warp::sync_warp(FULL_MASK);
+        }
+        warp::sync_warp(FULL_MASK);
+    }
 
+    /// Adds the area and box of a tile to the selection's row, which began with neutral values. Callers: one lane.
+    ///
+    /// # Safety
+    /// `row` is a row that the selection wrote.
+    #[inline(always)]
+    unsafe fn add_stats(&self, row: u32, area: u32, [left, top, right, bottom]: [u32; 4]) {
+        // SAFETY: the caller vouches for the row.
+        unsafe {
+            let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
+            let words = Global::<u32>::from_address(rows_at + row as u64 * size_of::<DetectionRow>() as u64);
+            words.fetch_add(AREA_WORD, area);
+            words.fetch_min(BOX_WORD, left);
+            words.fetch_min(BOX_WORD + 1, top);
+            words.fetch_max(BOX_WORD + 2, right);
+            words.fetch_max(BOX_WORD + 3, bottom);
+        }
+    }
+
+    /// Stores a tile row by row: evaluates the pixels if it is mixed, else takes their words from shared memory.
+    ///
+    /// Callers: every lane of the warp.
+    ///
+    /// # Safety
+    /// The tile was loaded, and has its words if it is not mixed.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn draw(&self, tile: &Tile, kind: Kind, out: Out) {
+        let lane = self.lane;
+        let is_bilinear = self.flags & FLAG_BILINEAR != 0;
+        let is_mixed = kind == Kind::Mixed;
+        let mut out = out;
+        let mut stats = Stats::EMPTY;
+        // SAFETY: the caller vouches for the tile; shared memory is the warp's own.
+        unsafe {
             // Of the window rows above and below: which they are, and the values of this lane's four columns.
             let mut span = 0;
             let (mut a0, mut a1, mut a2, mut a3) = (0.0, 0.0, 0.0, 0.0);
             let (mut b0, mut b1, mut b2, mut b3) = (0.0, 0.0, 0.0, 0.0);
             let mut mine = 0;
-            let mut y = self.top;
-            while y < self.bottom {
-                let fill = if kind == Kind::Full { u32::MAX } else { 0 };
-                let (mut w0, mut w1, mut w2, mut w3) = (fill, fill, fill, fill);
-                if kind == Kind::Mixed {
-                    let entry = rows.load(y - self.top);
-                    let [row_span, weight_a, weight_b, _] = entry;
-                    let (mut weight_a, mut weight_b) = (f32::from_bits(weight_a), f32::from_bits(weight_b));
+            let mut y = tile.top;
+            while y < tile.bottom {
+                let (w0, w1, w2, w3);
+                if is_mixed {
+                    let [row_span, weight_a, weight_b, _] = self.rows().load(y - tile.top);
+                    let (weight_a, weight_b) = (f32::from_bits(weight_a), f32::from_bits(weight_b));
                     if row_span != span {
                         let (first, count) = (row_span & 0xffff, row_span >> 16);
-                        // Rows of more than two cells are summed up in `a`, once for each row.
-                        let is_sum = count > 2;
                         // One row further, the row below becomes the one above.
-                        let is_next = !is_sum && span >> 16 == 2 && span & 0xffff == first.wrapping_sub(1);
+                        let is_next = span >> 16 == 2 && span & 0xffff == first.wrapping_sub(1);
                         let mut step = if is_next { 4 } else { 0 };
                         span = row_span;
-                        if is_sum {
-                            span = 0;
-                            // A product is what it adds to -0.
-                            (a0, a1, a2, a3) = (-0.0, -0.0, -0.0, -0.0);
-                            (b0, b1, b2, b3) = (0.0, 0.0, 0.0, 0.0);
-                            (weight_a, weight_b) = (1.0, 0.0);
-                        }
                         while step < 4 * count {
-                            let r = (first + step / 4).min(num_rows_in - 1);
-                            let value = self.stretched(args, params, columns.load(step % 4 * 32 + lane), r);
-                            let (mut above, mut below) = (b0, value);
-                            if is_sum {
-                                let record = masks::record(args, params, self.image);
-                                let taps = Taps::new(entry, num_rows_in, is_bilinear);
-                                let weight = taps.weight(&Axis::rows(&record, args.flags), step / 4);
-                                (above, below) = (math::fma(value, weight, a0), 0.0);
-                            }
+                            let value = self.stretched(tile, step % 4 * 32 + lane, first + step / 4);
                             // Four rounds bring each column back to its place.
-                            (a0, a1, a2, a3) = (a1, a2, a3, above);
-                            (b0, b1, b2, b3) = (b1, b2, b3, below);
+                            (a0, a1, a2, a3) = (a1, a2, a3, b0);
+                            (b0, b1, b2, b3) = (b1, b2, b3, value);
                             step += 1;
                         }
                         if count == 1 {
+                            // What a cell that does not exist adds is zero, even next to infinity.
                             (a0, a1, a2, a3) = (b0, b1, b2, b3);
                             (b0, b1, b2, b3) = (0.0, 0.0, 0.0, 0.0);
                         }
                     }
+                    // Rows outside the content have weights of zero.
                     let is_foreground = |a: f32, b: f32| {
                         let value = if is_bilinear {
                             math::fma(weight_a, a, weight_b * b)
@@ -561,25 +702,27 @@ impl Tile {
                     w1 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a1, b1));
                     w2 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a2, b2));
                     w3 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a3, b3));
+                } else {
+                    [w0, w1, w2, w3] = self.words().load(y - tile.top);
                 }
                 if out.is_unaligned {
-                    Out::store_row(out.row_at, self.right - self.left, [w0, w1, w2, w3]);
+                    Out::store_row(lane, out.row_at, tile.right - tile.left, [w0, w1, w2, w3]);
                     out.row_at += out.row_bytes as u64;
                 }
                 let (low, high) = if lane & 2 == 0 { (w0, w2) } else { (w1, w3) };
-                let round = (y - self.top) % 4;
+                let round = (y - tile.top) % 4;
                 if round == lane / 8 {
                     mine = if lane & 4 == 0 { low } else { high };
                 }
                 y += 1;
-                if round == 3 || y == self.bottom {
+                if round == 3 || y == tile.bottom {
                     let pixels = mine >> (16 * (lane & 1)) & 0xffff;
-                    let (lane_x, lane_y) = (self.left + lane % 8 * 16, y - 1 - round + lane / 8);
+                    let (lane_x, lane_y) = (tile.left + lane % 8 * 16, y - 1 - round + lane / 8);
                     if pixels != 0 {
                         let (first, end) = (pixels.trailing_zeros(), 32 - pixels.leading_zeros());
                         stats.add(pixels.count_ones(), [lane_x + first, lane_y, lane_x + end, lane_y + 1]);
                     }
-                    if out.stores && lane_y < self.bottom {
+                    if out.stores && lane_y < tile.bottom {
                         if out.is_packed {
                             Global::<u32>::from_address(out.at).store_streaming(0, mine);
                         } else {
@@ -592,69 +735,39 @@ impl Tile {
                     mine = 0;
                 }
             }
+            if kind != Kind::Empty && kind != Kind::Full {
+                let area = warp::warp_reduce_add(FULL_MASK, stats.area);
+                let left = warp::warp_reduce_min(FULL_MASK, stats.tight[0]);
+                let top = warp::warp_reduce_min(FULL_MASK, stats.tight[1]);
+                let right = warp::warp_reduce_max(FULL_MASK, stats.tight[2]);
+                let bottom = warp::warp_reduce_max(FULL_MASK, stats.tight[3]);
+                if lane == 0 && area > 0 {
+                    self.add_stats(tile.row, area, [left, top, right, bottom]);
+                }
+            }
         }
     }
 
-    /// The value of an output column in window row `r`: the horizontal pass. Zero for a column without cells.
+    /// The value of column `i` of the tile in window row `r`, or in the window's last: the horizontal pass. Columns
+    /// without cells have weights of zero.
     ///
     /// # Safety
-    /// The tile was loaded, and its part of the window has the row and the column's cells.
+    /// The tile is mixed, and its part of the window has the row.
     #[inline(always)]
-    unsafe fn stretched(&self, args: &MaskArgs, params: Params, entry: [u32; 4], r: u32) -> f32 {
-        // SAFETY: the caller vouches for row and column.
+    unsafe fn stretched(&self, tile: &Tile, i: u32, r: u32) -> f32 {
+        // SAFETY: the caller vouches for the row; a column outside the content is said to have the tile's first cell.
         unsafe {
-            let record = masks::record(args, params, self.image);
-            let column = Taps::new(entry, record.window_w, args.flags & FLAG_BILINEAR != 0);
-            let (cells, is_shared) = (self.cells(), self.is_shared());
-            let row_at = (r - self.rows.start) * (self.columns.end - self.columns.start);
-            let shared = |c: u32| cells.load(row_at + (c - self.columns.start));
-            if column.count == 0 {
-                0.0
-            } else if is_shared && column.count <= 2 {
-                column.blend(shared(column.first), shared(column.second))
-            } else {
-                let window = Window::new(args, &record, self.image, masks::query_of(args, self.row));
-                column.sum(
-                    &Axis::columns(&record, args.flags),
-                    |c| {
-                        if is_shared { shared(c) } else { window.cell(r, c) }
-                    },
-                )
-            }
+            let ImageRecord { window_w, window_h, .. } = self.record();
+            let column = Taps::new(self.columns().load(i), window_w, self.flags & FLAG_BILINEAR != 0);
+            let at = (r.min(window_h - 1) - tile.first_row) * tile.num_columns;
+            let cell = |c: u32| self.cells().load(at + c.max(tile.first_column) - tile.first_column);
+            column.blend(cell(column.first), cell(column.second))
         }
     }
 }
 
 const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
 const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
-
-/// Adds the area and box of a tile, of which each lane has a part, to the selection's row, which began with neutral values.
-///
-/// Callers: every lane of a warp.
-///
-/// # Safety
-/// `row` is a row that the selection wrote.
-#[track_caller]
-#[inline(always)]
-unsafe fn add_stats(args: &MaskArgs, row: usize, stats: &Stats) {
-    let area = warp::warp_reduce_add(FULL_MASK, stats.area);
-    let left = warp::warp_reduce_min(FULL_MASK, stats.tight[0]);
-    let top = warp::warp_reduce_min(FULL_MASK, stats.tight[1]);
-    let right = warp::warp_reduce_max(FULL_MASK, stats.tight[2]);
-    let bottom = warp::warp_reduce_max(FULL_MASK, stats.tight[3]);
-    if warp::lane_id() == 0 && area > 0 {
-        let words = Global::<u32>::from_address(args.rows_at);
-        let first = row * size_of::<DetectionRow>() / 4;
-        // SAFETY: the caller vouches for the row.
-        unsafe {
-            words.fetch_add(first + AREA_WORD, area);
-            words.fetch_min(first + BOX_WORD, left);
-            words.fetch_min(first + BOX_WORD + 1, top);
-            words.fetch_max(first + BOX_WORD + 2, right);
-            words.fetch_max(first + BOX_WORD + 3, bottom);
-        }
-    }
-}
 
 /// The sums of all tiles of a row.
 ///

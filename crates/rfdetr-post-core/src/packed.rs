@@ -458,11 +458,16 @@ pub mod shared {
         /// Dense masks: rows of a tile.
         pub const DENSE_TILE_H: u32 = 32;
         /// Dense masks: cells of a tile that have room; tiles with more read them from device memory again.
-        pub const DENSE_CELLS: u32 = 512;
-        /// Dense masks: what each warp has for itself: the table entries of a tile's columns and rows, then its cells.
+        pub const DENSE_CELLS: u32 = 640;
+        /// Dense masks: what each warp has for itself, from here on: the table entries of a tile's columns and rows, the
+        /// image's record, and the tile's cells.
         pub const DENSE_WARPS: u32 = ODD;
+        /// Dense masks: where a warp's rows begin.
+        pub const DENSE_WARP_ROWS: u32 = 16 * DENSE_TILE_W;
+        /// Dense masks: where a warp's record begins.
+        pub const DENSE_WARP_RECORD: u32 = DENSE_WARP_ROWS + 16 * DENSE_TILE_H;
         /// Dense masks: where a warp's cells begin.
-        pub const DENSE_WARP_CELLS: u32 = 16 * (DENSE_TILE_W + DENSE_TILE_H);
+        pub const DENSE_WARP_CELLS: u32 = DENSE_WARP_RECORD + size_of::<super::super::ImageRecord>() as u32;
         /// Dense masks: bytes of a warp.
         pub const DENSE_WARP_BYTES: u32 = DENSE_WARP_CELLS + 4 * DENSE_CELLS;
 

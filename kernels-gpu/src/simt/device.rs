@@ -774,6 +774,16 @@ pub mod math {
         f16_to_f32(reg16 u16) => "cvt.f32.f16";
     }
 
+    /// `value`, as if made anew here. What is computed from it in a loop stays in the loop: the compiler would rather compute
+    /// it before, and hold it in a register over all rounds.
+    #[inline(always)]
+    pub fn anew(value: u32) -> u32 {
+        let result: u32;
+        // SAFETY: moves a register. It has effects, as far as the compiler knows.
+        unsafe { asm!("mov.b32 {}, {};", out(reg32) result, in(reg32) value, options(nomem, nostack)) };
+        result
+    }
+
     /// A bfloat16 as `f32`; exact.
     #[inline(always)]
     pub fn bf16_to_f32(bits: u16) -> f32 {

@@ -524,6 +524,11 @@ pub mod math {
         }
     }
 
+    /// `value`, as if made anew here: see the device.
+    pub fn anew(value: u32) -> u32 {
+        value
+    }
+
     /// A bfloat16 as `f32`; exact.
     #[inline]
     pub fn bf16_to_f32(bits: u16) -> f32 {
