@@ -299,13 +299,19 @@ impl Window {
     /// The window of query `query_idx` of image `image`.
     #[inline(always)]
     pub fn new(args: &MaskArgs, record: &ImageRecord, image: u32, query_idx: u32) -> Self {
-        let grid = args.mask_h as usize * args.mask_w as usize;
+        let grid_idx = image as usize * args.num_queries as usize + query_idx as usize;
+        Self::of_grid(args, record, grid_idx, args.mask_h, args.mask_w)
+    }
+
+    /// The window on grid `grid_idx` of the batch, of `mask_h` rows and `mask_w` columns.
+    #[inline(always)]
+    pub fn of_grid(args: &MaskArgs, record: &ImageRecord, grid_idx: usize, mask_h: u32, mask_w: u32) -> Self {
         Self {
             masks_at: args.masks_at,
             dtype: args.masks_dtype,
-            first: (image as usize * args.num_queries as usize + query_idx as usize) * grid,
-            mask_w: args.mask_w,
-            mask_h: args.mask_h,
+            first: grid_idx * (mask_h as usize * mask_w as usize),
+            mask_w,
+            mask_h,
             window_x: record.window_x,
             window_y: record.window_y,
         }

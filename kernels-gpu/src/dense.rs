@@ -92,7 +92,6 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
         if block >= num_blocks {
             return;
         }
-        let mut kept_image = u32::MAX;
         let mut item = block * num_warps + warp::warp_id();
         while item < work.num_items {
             let (image, within) = work.image_of(item);
@@ -101,9 +100,8 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
             let warp = Warp { args, params, image, lane, flags, at };
             // The lanes may still read what they shared for the tile before.
             warp::sync_warp(FULL_MASK);
-            if image != kept_image {
+            if args.batch > 1 || item < num_blocks * num_warps {
                 warp.keep();
-                kept_image = image;
             }
             warp.make_tile(within);
             item += num_blocks * num_warps;
@@ -206,10 +204,8 @@ struct Warp<'a> {
 /// Where a tile goes.
 #[derive(Clone, Copy)]
 struct Out {
-    /// Where this lane's part of the first four rows begins.
+    /// Where this lane's part of the first four rows begins; where the first row does, if rows are not aligned.
     at: u64,
-    /// Where the first row begins.
-    row_at: u64,
     row_bytes: u32,
     is_packed: bool,
     /// Rows are bytes, and do not begin at multiples of 16.
@@ -303,6 +299,22 @@ impl Warp<'_> {
     unsafe fn argument(&self, offset: usize) -> u64 {
         // SAFETY: passed on to the caller.
         unsafe { self.params.load(offset as u32) }
+    }
+
+    /// The mask logits of a row of the selection.
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; `row` is one of the image's detections.
+    #[inline(always)]
+    unsafe fn window(&self, record: &ImageRecord, row: u32) -> Window {
+        // SAFETY: fields of the arguments; the caller vouches for the row.
+        unsafe {
+            let query_idx = masks::query_of(self.args, row as usize);
+            let mask_h: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_h) as u32);
+            let mask_w: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_w) as u32);
+            let grid_idx = self.image as usize * self.args.num_queries as usize + query_idx as usize;
+            Window::of_grid(self.args, record, grid_idx, mask_h, mask_w)
+        }
     }
 
     /// Where the axis tables of the image begin, and where those of its rows.
@@ -445,8 +457,9 @@ impl Warp<'_> {
             let lane_x = left + lane % 8 * 16;
             let lane_byte = if is_packed { lane_x / 32 * 4 } else { lane_x };
             let out = Out {
-                at: mask_at + ((top + lane / 8) * row_bytes + lane_byte) as u64,
-                row_at: mask_at + (top * row_bytes + left) as u64,
+                at: mask_at
+                    + if is_unaligned { top * row_bytes + left } else { (top + lane / 8) * row_bytes + lane_byte }
+                        as u64,
                 row_bytes,
                 is_packed,
                 is_unaligned,
@@ -475,7 +488,7 @@ impl Warp<'_> {
     #[track_caller]
     #[inline(always)]
     unsafe fn load(&self, tile: &mut Tile) -> Kind {
-        let (args, lane) = (self.args, self.lane);
+        let lane = self.lane;
         // SAFETY: the row is of this launch; table entries are those of the content; cells are inside the window, and
         // stored in the warp's own room.
         unsafe {
@@ -487,7 +500,7 @@ impl Warp<'_> {
             if x0 >= x1 || y0 >= y1 || record.window_w == 0 || record.window_h == 0 {
                 return Kind::Empty;
             }
-            let window = Window::new(args, &record, self.image, masks::query_of(args, tile.row as usize));
+            let window = self.window(&record, tile.row);
             let is_covered = x1 - x0 == TILE_W && y1 - y0 == tile.bottom - tile.top;
 
             // Three lanes look up rows, three columns: the first, the last, and the one behind.
@@ -531,7 +544,7 @@ impl Warp<'_> {
                     let mut visit = |r: u32, idx: u32, cell: f32| {
                         if r < row_end {
                             any |= cell > 0.0;
-                            all &= cell >= SMALLEST && cell <= LARGEST;
+                            all &= (SMALLEST..=LARGEST).contains(&cell);
                             is_finite &= cell.is_finite();
                             if is_shared {
                                 cells.store(idx, cell);
@@ -560,8 +573,10 @@ impl Warp<'_> {
                     r += 1;
                 }
                 let count = warp::warp_reduce_add(FULL_MASK, count);
-                if lane == 0 {
-                    masks::add_nonfinite(args, self.image, count);
+                if lane == 0 && count > 0 {
+                    let headers_at = self.argument(core::mem::offset_of!(MaskArgs, headers_at));
+                    let at = headers_at + self.image as u64 * size_of::<ImageHeader>() as u64;
+                    Global::<u32>::from_address(at).fetch_add(NONFINITE_WORD, count);
                 }
             }
             if is_covered && warp::warp_vote_all(FULL_MASK, all) {
@@ -603,13 +618,15 @@ impl Warp<'_> {
     unsafe fn evaluate(&self, tile: &Tile) {
         // SAFETY: the row is of this launch; pixels are inside the content.
         unsafe {
-            let (tables_at, rows_offset) = self.tables();
-            let geometry = Geometry::of_tables(self.record(), self.flags, tables_at, rows_offset, 0);
-            let record = &geometry.record;
-            let window = Window::new(self.args, record, self.image, masks::query_of(self.args, tile.row as usize));
             let words = Shared::<u32>::at(self.at);
             let mut i = 0;
             while i < 4 * (tile.bottom - tile.top) {
+                // Nothing is held in registers from one round to the next, where tiles that are not plain need them.
+                let warp = Warp { image: math::anew(self.image), at: math::anew(self.at), ..*self };
+                let (tables_at, rows_offset) = warp.tables();
+                let geometry = Geometry::of_tables(warp.record(), self.flags, tables_at, rows_offset, 0);
+                let record = &geometry.record;
+                let window = warp.window(record, math::anew(tile.row));
                 let x = (tile.left + i % 4 * 32 + self.lane).wrapping_sub(record.offset_x);
                 let y = (tile.top + i / 4).wrapping_sub(record.offset_y);
                 let is_foreground = x < record.content_w
@@ -706,8 +723,8 @@ impl Warp<'_> {
                     [w0, w1, w2, w3] = self.words().load(y - tile.top);
                 }
                 if out.is_unaligned {
-                    Out::store_row(lane, out.row_at, tile.right - tile.left, [w0, w1, w2, w3]);
-                    out.row_at += out.row_bytes as u64;
+                    Out::store_row(lane, out.at, tile.right - tile.left, [w0, w1, w2, w3]);
+                    out.at += out.row_bytes as u64;
                 }
                 let (low, high) = if lane & 2 == 0 { (w0, w2) } else { (w1, w3) };
                 let round = (y - tile.top) % 4;
@@ -731,7 +748,9 @@ impl Warp<'_> {
                                 .store_streaming(0, [bytes(0), bytes(4), bytes(8), bytes(12)]);
                         }
                     }
-                    out.at += 4 * out.row_bytes as u64;
+                    if !out.is_unaligned {
+                        out.at += 4 * out.row_bytes as u64;
+                    }
                     mine = 0;
                 }
             }
@@ -766,6 +785,9 @@ impl Warp<'_> {
     }
 }
 
+const NONFINITE_WORD: usize = (core::mem::offset_of!(ImageHeader, health)
+    + core::mem::offset_of!(rfdetr_post_core::packed::Health, nonfinite_mask_logits))
+    / 4;
 const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
 const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
 

@@ -452,7 +452,10 @@ pub mod shared {
         pub const RLE_FIXED_BYTES: u32 = (TILE_CARRIES + 4 * MAX_TILES).next_multiple_of(16);
 
         /// Dense masks: largest block.
-        pub const DENSE_MAX_THREADS: u32 = 256;
+        pub const DENSE_MAX_THREADS: u32 = 128;
+        /// Dense masks: blocks of that size that the compiler leaves registers for on a multiprocessor: the most without
+        /// spills.
+        pub const DENSE_MIN_BLOCKS: u32 = 7;
         /// Dense masks: columns of a tile, which a warp makes.
         pub const DENSE_TILE_W: u32 = 128;
         /// Dense masks: rows of a tile.

@@ -46,6 +46,8 @@ pub struct PlanSpec {
 
 /// Shared memory that every supported device has for a block.
 pub const MIN_SHARED_BYTES: u32 = 64 << 10;
+/// Threads that a large device's multiprocessor has at a time.
+const THREADS_PER_MULTIPROCESSOR: u32 = 2048;
 /// Transitions that the run-length kernel encodes at a time: at least.
 const MIN_WINDOW: u32 = 1024;
 /// And where there is room.
@@ -62,9 +64,9 @@ pub struct DeviceLimits {
     pub select_threads: u32,
     /// Threads of a block of the run-length kernel, a multiple of 32, at most 1024.
     pub rle_threads: u32,
-    /// Threads of a block of the other mask kernels, a multiple of 32, at most 1024; the dense kernel has 256 at most.
+    /// Threads of a block of the other mask kernels, a multiple of 32, at most 1024; the dense kernel has 128 at most.
     pub mask_threads: u32,
-    /// Blocks of the mask kernels a multiprocessor.
+    /// Blocks of the mask kernels a multiprocessor; fewer where its threads are more than a multiprocessor has.
     pub mask_blocks_per_multiprocessor: u32,
     /// Shared memory that a block can have, in bytes: at least 64 KiB.
     pub max_shared_bytes: u32,
@@ -77,8 +79,8 @@ impl DeviceLimits {
             num_multiprocessors,
             select_threads: 1024,
             rle_threads: 1024,
-            mask_threads: 256,
-            mask_blocks_per_multiprocessor: 4,
+            mask_threads: 128,
+            mask_blocks_per_multiprocessor: 7,
             max_shared_bytes: MIN_SHARED_BYTES,
         }
     }
@@ -226,12 +228,14 @@ impl Plan {
             MaskFormat::GridLogits => Some(MaskKernel::Grid),
             MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::Rle),
         };
-        let mask_grid = limits.num_multiprocessors.max(1) * limits.mask_blocks_per_multiprocessor.max(1);
         let mask_threads = match mask_kernel {
             Some(MaskKernel::Rle) => limits.rle_threads,
             Some(MaskKernel::Dense) => limits.mask_threads.min(shared::DENSE_MAX_THREADS),
             _ => limits.mask_threads,
         };
+        // No more than a multiprocessor's threads: blocks that wait for others to end would find no work.
+        let fitting = (THREADS_PER_MULTIPROCESSOR / mask_threads.max(1)).max(1);
+        let mask_grid = limits.num_multiprocessors.max(1) * limits.mask_blocks_per_multiprocessor.clamp(1, fitting);
         let (max_w, max_h) = (spec.max_image.width, spec.max_image.height);
 
         let default_capacity = 16 * max_w.max(64);
