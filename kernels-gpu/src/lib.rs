@@ -27,7 +27,10 @@ pub mod self_test;
 pub mod signs;
 pub mod simt;
 
-use rfdetr_post_core::packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared::masks::MAX_THREADS};
+use rfdetr_post_core::packed::{
+    INLINE_IMAGES, MaskArgs, SelectArgs,
+    shared::masks::{DENSE_MAX_THREADS, DENSE_MIN_BLOCKS, MAX_THREADS},
+};
 
 use crate::simt::{grid, thread};
 
@@ -60,7 +63,7 @@ kernel! {
     }
 
     /// Makes the dense or bit-packed masks of every detection: any number of blocks.
-    #[launch_bounds(MAX_THREADS, 1)]
+    #[launch_bounds(DENSE_MAX_THREADS, DENSE_MIN_BLOCKS)]
     pub fn rfdetr_masks_dense(args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { dense::masks_dense(args, params) }

@@ -311,8 +311,7 @@ unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Par
             }
         }
         let mut encoder = Encoder::new(args, image, slot);
-        let room =
-            |item: u32| Global::<u32>::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64);
+        let room = |item: u32| Global::<u32>::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64);
 
         let counts = Shared::<u32>::at(layout::TILE_COUNTS);
         let carries = Shared::<u32>::at(layout::TILE_CARRIES);
@@ -823,7 +822,8 @@ impl Columns {
         let last = self.geometry.record.window_h - 1;
         // SAFETY: the caller vouches for tile and column; groups are those of window rows.
         unsafe {
-            let mut found = Found { count: 0, top: false, bottom: false, any: false, is_odd: self.signs.is_odd(column) };
+            let mut found =
+                Found { count: 0, top: false, bottom: false, any: false, is_odd: self.signs.is_odd(column) };
             if found.is_odd {
                 return found;
             }

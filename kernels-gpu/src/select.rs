@@ -118,7 +118,11 @@ impl Candidates {
                 return self.load_vector(v);
             }
             let load = |k: u32| {
-                if k < self.num_pairs { load_element(self.logits_at, self.dtype, self.first + k as usize) } else { -1.0 }
+                if k < self.num_pairs {
+                    load_element(self.logits_at, self.dtype, self.first + k as usize)
+                } else {
+                    -1.0
+                }
             };
             [load(k), load(k + 1), load(k + 2), load(k + 3)]
         }
@@ -334,7 +338,8 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
                     let (_, class_idx) = div_rem(!(key as u32), args.num_classes);
                     let [class_id, threshold] = columns.load(class_idx);
                     // A NaN's key is a NaN, which is above no threshold.
-                    is_survivor = class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
+                    is_survivor =
+                        class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
                 }
                 let survivors = warp::warp_vote_ballot(FULL_MASK, is_survivor);
                 let slot = found + (survivors & ((1 << tid) - 1)).count_ones();

@@ -118,7 +118,8 @@ impl Signs {
         let (num_columns, num_rows) = (cells.num_columns, rows.end - rows.start);
         let num_words = num_rows.div_ceil(32);
         let first_tile = columns.start / 32;
-        let (num_octets, num_tiles) = (num_rows.div_ceil(8), columns.end.min(num_columns).div_ceil(32).max(first_tile) - first_tile);
+        let (num_octets, num_tiles) =
+            (num_rows.div_ceil(8), columns.end.min(num_columns).div_ceil(32).max(first_tile) - first_tile);
         // SAFETY: the caller gave the words.
         let (words, bytes) = unsafe { (Shared::<u32>::at(words.unwrap_or(0)), words.map(|at| Shared::<u8>::at(at))) };
         let mut item = warp::warp_id();

@@ -103,6 +103,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         num_multiprocessors: shape.mask_grid,
         select_threads: shape.select_threads,
         rle_threads: shape.mask_threads,
+        rle_blocks_per_multiprocessor: 1,
         mask_threads: shape.mask_threads,
         mask_blocks_per_multiprocessor: 1,
         max_shared_bytes: MIN_SHARED_BYTES,

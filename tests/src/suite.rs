@@ -13,7 +13,9 @@ use crate::{
 /// Takes the fixtures from the first folder that has them: the flag's, one beside the program, one in the folder above,
 /// or the source tree's.
 pub fn use_fixtures(flag: Option<PathBuf>) -> Result<(), String> {
-    fixtures::find(flag).map(fixtures::set_root).ok_or_else(|| "no folder of fixtures: expected --fixtures DIR".to_string())
+    fixtures::find(flag)
+        .map(fixtures::set_root)
+        .ok_or_else(|| "no folder of fixtures: expected --fixtures DIR".to_string())
 }
 
 /// Requests for other crates' tensors: every element type, batches, pads, with and without masks; in every mask format

@@ -7,10 +7,7 @@ use crate::bundle::{Bundle, Flags, Program};
 
 /// Programs and script.
 pub const BUNDLE: Bundle = Bundle {
-    programs: &[
-        Program::bin("rfdetr-post-tests", "rfdetr-post-cpu-test"),
-        Program::bin("rfdetr-post", "rfdetr-post"),
-    ],
+    programs: &[Program::bin("rfdetr-post-tests", "rfdetr-post-cpu-test"), Program::bin("rfdetr-post", "rfdetr-post")],
     script: include_str!("cpu_test.sh"),
     machine: "machine to test",
 };

@@ -434,7 +434,7 @@ pub mod shared {
         use super::super::{MAX_BATCH, MAX_IMAGE_SIDE, MAX_MASK_SIDE};
 
         /// Largest block of the mask kernels.
-        pub const MAX_THREADS: u32 = 512;
+        pub const MAX_THREADS: u32 = 384;
         /// Columns of a tile: a warp's, without the lane that looks at the column before.
         pub const TILE: u32 = 31;
         /// Tiles that are counted at a time.
@@ -459,19 +459,37 @@ pub mod shared {
         /// Run lengths: size of the part that is the same in every plan.
         pub const RLE_FIXED_BYTES: u32 = (TILE_CARRIES + 4 * MAX_TILES).next_multiple_of(16);
 
-        /// Dense masks: cells of the slab of mask logits that a band of rows is made of.
-        pub const SLAB_CELLS: u32 = 6144;
-        /// Dense masks: the slab.
-        pub const SLAB: u32 = ODD;
-        /// Dense masks: words of the bit matrix of one band: 16 rows of the widest image.
-        pub const BAND_WORDS: u32 = 16 * (MAX_IMAGE_SIDE / 32 + 1);
-        /// Dense masks: the bit matrix.
-        pub const BITS: u32 = SLAB + 4 * SLAB_CELLS;
+        /// Dense masks: largest block.
+        pub const DENSE_MAX_THREADS: u32 = 128;
+        /// Dense masks: blocks of that size that the compiler leaves registers for on a multiprocessor: the most without
+        /// spills.
+        pub const DENSE_MIN_BLOCKS: u32 = 6;
+        /// Dense masks: columns of a tile, which a warp makes.
+        pub const DENSE_TILE_W: u32 = 128;
+        /// Dense masks: rows of a tile.
+        pub const DENSE_TILE_H: u32 = 32;
+        /// Dense masks: cells of a tile that have room; tiles with more read them from device memory again.
+        pub const DENSE_CELLS: u32 = 640;
+        /// Dense masks: what each warp has for itself, from here on: the table entries of a tile's columns and rows, the
+        /// image's record, and the tile's cells.
+        pub const DENSE_WARPS: u32 = ODD;
+        /// Dense masks: where a warp's rows begin.
+        pub const DENSE_WARP_ROWS: u32 = 16 * DENSE_TILE_W;
+        /// Dense masks: where a warp's record begins.
+        pub const DENSE_WARP_RECORD: u32 = DENSE_WARP_ROWS + 16 * DENSE_TILE_H;
+        /// Dense masks: where a warp's cells begin.
+        pub const DENSE_WARP_CELLS: u32 = DENSE_WARP_RECORD + size_of::<super::super::ImageRecord>() as u32;
+        /// Dense masks: bytes of a warp.
+        pub const DENSE_WARP_BYTES: u32 = DENSE_WARP_CELLS + 4 * DENSE_CELLS;
+
         /// Size for `rfdetr_masks_dense`.
-        pub const DENSE_BYTES: u32 = BITS + 4 * BAND_WORDS;
+        pub const fn dense_bytes(threads: u32) -> u32 {
+            DENSE_WARPS + threads / 32 * DENSE_WARP_BYTES
+        }
+
         /// Size for `rfdetr_masks_grid`.
         pub const GRID_BYTES: u32 = ODD;
 
-        const _: () = assert!(DENSE_BYTES <= 64 * 1024);
+        const _: () = assert!(dense_bytes(DENSE_MAX_THREADS) <= 64 * 1024);
     }
 }

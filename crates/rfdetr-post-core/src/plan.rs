@@ -49,6 +49,8 @@ pub struct PlanSpec {
 pub const MIN_SHARED_BYTES: u32 = 64 << 10;
 /// Transitions that a part of a mask hands over; a mask of which one has more is made by one block.
 const PART_CAPACITY: u32 = 4096;
+/// Threads that a large device's multiprocessor has at a time.
+const THREADS_PER_MULTIPROCESSOR: u32 = 2048;
 /// Transitions that the run-length kernel encodes at a time: at least.
 const MIN_WINDOW: u32 = 1024;
 /// And where there is room.
@@ -63,11 +65,14 @@ pub struct DeviceLimits {
     pub num_multiprocessors: u32,
     /// Threads of a block of the selection kernel, a multiple of 32, at most 1024.
     pub select_threads: u32,
-    /// Threads of a block of the run-length kernel, a multiple of 32, at most 1024.
+    /// Threads of a block of the run-length kernel, a multiple of 32; 384 at most are taken.
     pub rle_threads: u32,
-    /// Threads of a block of the other mask kernels, a multiple of 32, at most 1024.
+    /// Blocks of the run-length kernel a multiprocessor: as many as there is room for at a time, because few masks are cut
+    /// into as many parts as there are blocks.
+    pub rle_blocks_per_multiprocessor: u32,
+    /// Threads of a block of the other mask kernels, a multiple of 32; 384 at most are taken, 128 by the dense kernel.
     pub mask_threads: u32,
-    /// Blocks of the mask kernels a multiprocessor.
+    /// Blocks of the other mask kernels a multiprocessor; fewer where their threads are more than a multiprocessor has.
     pub mask_blocks_per_multiprocessor: u32,
     /// Shared memory that a block can have, in bytes: at least 64 KiB.
     pub max_shared_bytes: u32,
@@ -79,9 +84,10 @@ impl DeviceLimits {
         Self {
             num_multiprocessors,
             select_threads: 1024,
-            rle_threads: 512,
+            rle_threads: 384,
+            rle_blocks_per_multiprocessor: 1,
             mask_threads: 128,
-            mask_blocks_per_multiprocessor: 4,
+            mask_blocks_per_multiprocessor: 7,
             max_shared_bytes: MIN_SHARED_BYTES,
         }
     }
@@ -235,9 +241,17 @@ impl Plan {
             MaskFormat::GridLogits => Some(MaskKernel::Grid),
             MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::Rle),
         };
-        let mask_grid = limits.num_multiprocessors.max(1) * limits.mask_blocks_per_multiprocessor.max(1);
-        let mask_threads =
-            if mask_kernel == Some(MaskKernel::Rle) { limits.rle_threads } else { limits.mask_threads };
+        let (mask_threads, blocks) = match mask_kernel {
+            Some(MaskKernel::Rle) => (limits.rle_threads, limits.rle_blocks_per_multiprocessor),
+            Some(MaskKernel::Dense) => {
+                (limits.mask_threads.min(shared::DENSE_MAX_THREADS), limits.mask_blocks_per_multiprocessor)
+            }
+            _ => (limits.mask_threads, limits.mask_blocks_per_multiprocessor),
+        };
+        let mask_threads = mask_threads.min(shared::MAX_THREADS);
+        // No more than a multiprocessor's threads: blocks that wait for others to end would find no work.
+        let fitting = (THREADS_PER_MULTIPROCESSOR / mask_threads.max(1)).max(1);
+        let mask_grid = limits.num_multiprocessors.max(1) * blocks.clamp(1, fitting);
         let (max_w, max_h) = (spec.max_image.width, spec.max_image.height);
 
         let default_capacity = 16 * max_w.max(64);
@@ -256,7 +270,7 @@ impl Plan {
         let rle = rle_layout(mask_h as u32, mask_w as u32, spec.max_image, &limits);
         let mask_shared_bytes = match mask_kernel {
             Some(MaskKernel::Rle) => rle.crossings_offset + 4 * rle.num_crossing_words,
-            Some(MaskKernel::Dense) => shared::DENSE_BYTES,
+            Some(MaskKernel::Dense) => shared::dense_bytes(mask_threads),
             Some(MaskKernel::Grid) => shared::GRID_BYTES,
             None => 0,
         };

@@ -168,6 +168,7 @@ impl Settings {
         let override_by = |limit: &mut u32, value: Option<u32>| *limit = value.unwrap_or(*limit);
         override_by(&mut limits.mask_threads, self.mask_threads);
         override_by(&mut limits.rle_threads, self.mask_threads);
+        override_by(&mut limits.rle_blocks_per_multiprocessor, self.mask_blocks_per_multiprocessor);
         override_by(&mut limits.mask_blocks_per_multiprocessor, self.mask_blocks_per_multiprocessor);
         override_by(&mut limits.select_threads, self.select_threads);
         limits

@@ -58,7 +58,8 @@ impl How {
         let limits = (random.below(2) == 0).then(|| DeviceLimits {
             num_multiprocessors: random.pick(&[1, 3, 24, num_multiprocessors]),
             select_threads: random.pick(&[1024, 1024, 512, 256, 96, 32]),
-            rle_threads: random.pick(&[512, 512, 256, 96, 32]),
+            rle_blocks_per_multiprocessor: random.pick(&[1, 1, 2, 4]),
+            rle_threads: random.pick(&[384, 384, 256, 96, 32]),
             mask_threads: random.pick(&[128, 256, 64, 96, 32]),
             mask_blocks_per_multiprocessor: random.pick(&[1, 2, 4, 7]),
             max_shared_bytes: random.pick(&[MIN_SHARED_BYTES, MIN_SHARED_BYTES, 100 << 10]),

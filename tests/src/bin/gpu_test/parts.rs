@@ -411,6 +411,7 @@ pub fn repeats(gpu: &Gpu, count: u32) -> Outcome {
                     num_multiprocessors: gpu.num_multiprocessors,
                     select_threads,
                     rle_threads: mask_threads,
+                    rle_blocks_per_multiprocessor: mask_blocks_per_multiprocessor,
                     mask_threads,
                     mask_blocks_per_multiprocessor,
                     ..DeviceLimits::new(gpu.num_multiprocessors)
