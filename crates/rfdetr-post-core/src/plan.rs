@@ -87,7 +87,7 @@ impl DeviceLimits {
             rle_threads: 384,
             rle_blocks_per_multiprocessor: 1,
             mask_threads: 128,
-            mask_blocks_per_multiprocessor: 7,
+            mask_blocks_per_multiprocessor: 6,
             max_shared_bytes: MIN_SHARED_BYTES,
         }
     }
