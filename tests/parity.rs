@@ -33,6 +33,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(strategies::config(300))]
+
+    /// Images of several tiles, as bytes and as bits: the small ones above are rarely wider than one.
+    #[test]
+    fn dense_masks_of_several_tiles(case in strategies::requests_within(Limits::ordinary()), seed in any::<u64>()) {
+        prop_assume!(case.masks.is_some());
+        let case = case.with_options(|options| {
+            options.mask_format = if seed % 3 == 0 { MaskFormat::BitPacked } else { MaskFormat::Dense };
+        });
+        let request = case.request().unwrap();
+        prop_assume!(request.num_select() <= MAX_SELECT as usize);
+        if let Err(difference) = compare::check(&request, |request| emulated::answer(request, seed)) {
+            prop_assert!(false, "seed {seed}: {difference}");
+        }
+    }
+}
+
 /// The upstream requests at their true shapes, each schedule with another format.
 #[test]
 fn every_fixture_under_hostile_schedules() {

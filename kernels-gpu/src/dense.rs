@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! a work item is a tile of 128 columns and 32 rows of one mask; a warp makes it
-//! cells = the few cells of the window that the tile is made of, one or a few a lane
+//! cells = the few cells of the window that the tile is made of, most often two a lane
 //! no cell is positive              -> zeros
 //! all are, and ordinary            -> ones
 //! else, row by row: each lane blends the window rows above and below in its four columns;
@@ -24,8 +24,13 @@
 //! 2. The horizontal pass happens where the window row changes, not in every pixel. That is all the cleverness there is:
 //!    pixels of the contour's tiles are evaluated by the very expression of the specification, whatever their cells are,
 //!    so nothing has to be argued for NaN, infinities or underflow. A pixel is four instructions.
-//! 3. Nothing is unrolled but the four columns of a lane: kernels of a few microseconds wait for their instructions.
+//! 3. Nothing is unrolled but the four columns of a lane, and nothing is computed before the loop over the tiles that is
+//!    cheap to compute in it: kernels of a few microseconds wait for their instructions, and for registers that do not
+//!    fit.
 //! 4. Masks are not finished one by one. The last block of the grid writes all rows of the result.
+//!
+//! Tiles that do not fit that (more than two cells along an axis: images smaller than the grid; more cells than there is room
+//! for: images hardly larger) are *plain*: each pixel is evaluated on its own, from device memory.
 //!
 //! Why tiles without a positive cell are background: weights are not negative, so no sum of such cells is positive, nor is
 //! NaN. Why tiles of positive ordinary cells are foreground: each pass has a weight of at least 2^-10 (the largest of at most
