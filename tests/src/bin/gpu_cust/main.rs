@@ -23,8 +23,8 @@ use rfdetr_post_tests::{
     case::{OwnedData, OwnedTensor, RequestCase},
     compare,
     random::Random,
-    suite::{self, Sum, ensure, few_fixtures, text, variants},
-    tally::{Outcome, Tally},
+    suite::{self, ensure, few_fixtures, text, variants},
+    tally::{Outcome, Sum, Tally},
 };
 
 #[derive(Parser)]
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     match cust::quick_init() {
         Err(error) => sum.add("cust-setup", || Err(cust_text(error))),
         Ok(context) => {
-            if sum.num_failed() == 0 {
+            if sum.failed == 0 {
                 sum.add("cust-requests", || requests(&context));
                 sum.add("cust-in-flight", || in_flight(flags.rounds));
             }
