@@ -654,8 +654,7 @@ impl Columns {
         let last = self.geometry.record.window_h - 1;
         // SAFETY: the caller vouches for tile and column; groups are those of window rows.
         unsafe {
-            let mut found =
-                Found { count: 0, top: false, bottom: false, any: false, is_odd: self.signs.is_odd(column) };
+            let mut found = Found { count: 0, top: false, bottom: false, any: false, is_odd: self.signs.is_odd(column) };
             if found.is_odd {
                 return found;
             }
@@ -777,7 +776,16 @@ impl Columns {
     #[track_caller]
     #[allow(clippy::too_many_arguments, reason = "a tile, what was counted of it, and where it goes")]
     #[inline(always)]
-    unsafe fn place(&self, tile: u32, x0: u32, x_end: u32, first: u32, carry: u32, place: &Place, stats: &mut Stats) {
+    unsafe fn place(
+        &self,
+        tile: u32,
+        x0: u32,
+        x_end: u32,
+        first: u32,
+        carry: u32,
+        place: &Place,
+        stats: &mut Stats,
+    ) {
         let record = &self.geometry.record;
         let lane = warp::lane_id();
         let x = (x0 + lane).wrapping_sub(1);
