@@ -27,6 +27,19 @@ use crate::{
     simt::{global::Global, math, shared::Shared, thread},
 };
 
+/// Rows of the strips of cells that a lane loads at a time.
+pub const STRIP_ROWS: u32 = 16;
+
+/// The array of a strip, written out: an iterator would index it at run time.
+macro_rules! array_of_strip {
+    ($cell:expr) => {
+        [
+            $cell(0), $cell(1), $cell(2), $cell(3), $cell(4), $cell(5), $cell(6), $cell(7),
+            $cell(8), $cell(9), $cell(10), $cell(11), $cell(12), $cell(13), $cell(14), $cell(15),
+        ]
+    };
+}
+
 /// Some row groups are irregular.
 pub const HAS_IRREGULAR: u32 = 1;
 /// Some row groups have no row.
@@ -91,11 +104,22 @@ impl Geometry {
         unsafe {
             if self.record.content_h <= layout.num_weights {
                 let weights = Shared::<[f32; 2]>::at(layout.weights_offset);
-                let mut y = tid;
-                while copies && y < self.record.content_h {
-                    let [_, w0, w1, _] = self.row_entries.load(y as usize);
-                    weights.store(y, [f32::from_bits(w0), f32::from_bits(w1)]);
-                    y += block;
+                let (num, mut y) = (self.record.content_h, tid);
+                while copies && y < num {
+                    // Four at a time: their loads do not wait for each other. Behind the last it is loaded again.
+                    let at = |i: u32| (y + i * block).min(num - 1);
+                    let load = |i: u32| self.row_entries.load(at(i) as usize);
+                    let store = |i: u32, [_, w0, w1, _]: [u32; 4]| {
+                        if y + i * block < num {
+                            weights.store(at(i), [f32::from_bits(w0), f32::from_bits(w1)]);
+                        }
+                    };
+                    let (e0, e1, e2, e3) = (load(0), load(1), load(2), load(3));
+                    store(0, e0);
+                    store(1, e1);
+                    store(2, e2);
+                    store(3, e3);
+                    y += 4 * block;
                 }
                 self.shared_weights = Some(weights);
             }
@@ -336,34 +360,35 @@ impl Window {
 }
 
 impl Window {
-    /// Cells of window column `c` from row `r` on, eight of them; zero outside the grid, from `row_end` on, and in columns
-    /// that the window has not. All loads are issued before the first is used.
+    /// Cells of window column `c` from row `r` on, [`STRIP_ROWS`] of them; zero outside the grid, from `row_end` on, and in
+    /// columns that the window has not. All loads are issued before the first is used: behind the last row its cell is read
+    /// again, because a branch around a load would have it waited for.
     ///
     /// Callers: every lane of a warp, with 32 columns in a row.
     ///
     /// # Safety
     /// The mask tensor is what [`MaskArgs`] promises.
     #[inline(always)]
-    pub unsafe fn octet(&self, r: u32, row_end: u32, c: u32, num_columns: u32) -> [f32; 8] {
+    pub unsafe fn strip(&self, r: u32, row_end: u32, c: u32, num_columns: u32) -> [f32; STRIP_ROWS as usize] {
         let (x, y) = (c as i32 + self.window_x, r as i32 + self.window_y);
         let has_column = c < num_columns && (x as u32) < self.mask_w;
-        let has_rows = r + 8 <= row_end && y >= 0 && y + 8 <= self.mask_h as i32;
-        if self.dtype == DTYPE_F32 && has_rows {
-            let stride = 4 * self.mask_w as u64;
+        let num_rows = row_end - r;
+        if self.dtype == DTYPE_F32 && y >= 0 && y + num_rows.min(STRIP_ROWS) as i32 <= self.mask_h as i32 {
+            let last = num_rows.min(STRIP_ROWS) - 1;
             let idx = y as u32 * self.mask_w + if has_column { x as u32 } else { 0 };
-            let at = self.masks_at + 4 * (self.first as u64 + idx as u64);
-            let cell = |i: u64| {
+            let cells = Global::<f32>::from_address(self.masks_at + 4 * (self.first as u64 + idx as u64));
+            let cell = |i: u32| {
                 // SAFETY: row and column are inside the grid.
-                let cell = unsafe { Global::<f32>::from_address(at + i * stride).load_nc(0) };
-                if has_column { cell } else { 0.0 }
+                let cell = unsafe { cells.load_nc((i.min(last) * self.mask_w) as usize) };
+                if has_column && i <= last { cell } else { 0.0 }
             };
-            return [cell(0), cell(1), cell(2), cell(3), cell(4), cell(5), cell(6), cell(7)];
+            return array_of_strip!(cell);
         }
         let cell = |i: u32| {
             // SAFETY: the caller vouches for the tensor.
-            if c < num_columns && r + i < row_end { unsafe { self.cell(r + i, c) } } else { 0.0 }
+            if c < num_columns && i < num_rows { unsafe { self.cell(r + i, c) } } else { 0.0 }
         };
-        [cell(0), cell(1), cell(2), cell(3), cell(4), cell(5), cell(6), cell(7)]
+        array_of_strip!(cell)
     }
 
     /// The cells of window column `c` in rows `r` and `r + 4`; zero outside the grid. Both loads are issued before the first

@@ -604,7 +604,10 @@ impl Warp<'_> {
             columns.store(32 + lane, c1);
             columns.store(64 + lane, c2);
             columns.store(96 + lane, c3);
-            self.rows().store(lane, row);
+            // The weight of the product that is rounded comes first: without antialias that is the second cell's.
+            let [span, w0, w1, _] = row;
+            let is_bilinear = self.flags & FLAG_BILINEAR != 0;
+            self.rows().store(lane, if is_bilinear { [span, w1, w0, 0] } else { [span, w0, w1, 0] });
             // Counts are in the upper halves.
             let most = row[0].max(c0[0]).max(c1[0]).max(c2[0].max(c3[0])) >> 16;
             warp::sync_warp(FULL_MASK);
@@ -681,7 +684,8 @@ impl Warp<'_> {
         let mut stats = Stats::EMPTY;
         // SAFETY: the caller vouches for the tile; shared memory is the warp's own.
         unsafe {
-            // Of the window rows above and below: which they are, and the values of this lane's four columns.
+            // Of the window rows above and below: which they are, and the values of this lane's four columns, `a` those whose
+            // product is rounded: above, or without antialias below.
             let mut span = 0;
             let (mut a0, mut a1, mut a2, mut a3) = (0.0, 0.0, 0.0, 0.0);
             let (mut b0, mut b1, mut b2, mut b3) = (0.0, 0.0, 0.0, 0.0);
@@ -700,26 +704,25 @@ impl Warp<'_> {
                         span = row_span;
                         while step < 4 * count {
                             let value = self.stretched(tile, step % 4 * 32 + lane, first + step / 4);
+                            let (a, b) = if is_bilinear { (value, a0) } else { (b0, value) };
                             // Four rounds bring each column back to its place.
-                            (a0, a1, a2, a3) = (a1, a2, a3, b0);
-                            (b0, b1, b2, b3) = (b1, b2, b3, value);
+                            (a0, a1, a2, a3) = (a1, a2, a3, a);
+                            (b0, b1, b2, b3) = (b1, b2, b3, b);
                             step += 1;
                         }
                         if count == 1 {
                             // What a cell that does not exist adds is zero, even next to infinity.
-                            (a0, a1, a2, a3) = (b0, b1, b2, b3);
-                            (b0, b1, b2, b3) = (0.0, 0.0, 0.0, 0.0);
+                            if is_bilinear {
+                                (b0, b1, b2, b3) = (a0, a1, a2, a3);
+                                (a0, a1, a2, a3) = (0.0, 0.0, 0.0, 0.0);
+                            } else {
+                                (a0, a1, a2, a3) = (b0, b1, b2, b3);
+                                (b0, b1, b2, b3) = (0.0, 0.0, 0.0, 0.0);
+                            }
                         }
                     }
                     // Rows outside the content have weights of zero.
-                    let is_foreground = |a: f32, b: f32| {
-                        let value = if is_bilinear {
-                            math::fma(weight_a, a, weight_b * b)
-                        } else {
-                            math::fma(b, weight_b, a * weight_a)
-                        };
-                        value > 0.0
-                    };
+                    let is_foreground = |a: f32, b: f32| math::fma(b, weight_b, a * weight_a) > 0.0;
                     w0 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a0, b0));
                     w1 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a1, b1));
                     w2 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a2, b2));

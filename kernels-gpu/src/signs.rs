@@ -14,7 +14,7 @@
 //! with cells that are not ordinary, are *odd*: they are evaluated pixel by pixel.
 
 use crate::{
-    columns::{Cells, Taps},
+    columns::{Cells, STRIP_ROWS, Taps},
     scan::div_rem,
     simt::{
         shared::Shared,
@@ -97,7 +97,7 @@ impl Signs {
     /// of those in the rows and columns that are `counted`, counts the ones that are not finite. Without `words` only counts.
     ///
     /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier; valid in all threads. A barrier is
-    /// owed before the next `reset`. Cost: one barrier; eight loads a thread in flight.
+    /// owed before the next `reset`. Cost: one barrier; sixteen loads a thread in flight.
     ///
     /// # Safety
     /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` four words; the rows lie
@@ -118,18 +118,18 @@ impl Signs {
         let (num_columns, num_rows) = (cells.num_columns, rows.end - rows.start);
         let num_words = num_rows.div_ceil(32);
         let first_tile = columns.start / 32;
-        let (num_octets, num_tiles) =
-            (num_rows.div_ceil(8), columns.end.min(num_columns).div_ceil(32).max(first_tile) - first_tile);
+        let num_strips = num_rows.div_ceil(STRIP_ROWS);
+        let num_tiles = columns.end.min(num_columns).div_ceil(32).max(first_tile) - first_tile;
         // SAFETY: the caller gave the words.
-        let (words, bytes) = unsafe { (Shared::<u32>::at(words.unwrap_or(0)), words.map(|at| Shared::<u8>::at(at))) };
+        let (words, halves) = unsafe { (Shared::<u32>::at(words.unwrap_or(0)), words.map(|at| Shared::<u16>::at(at))) };
         let mut item = warp::warp_id();
-        while item < num_octets * num_tiles {
+        while item < num_strips * num_tiles {
             // SAFETY: the window has columns.
-            let (octet, tile) = unsafe { div_rem(item, num_tiles) };
+            let (strip, tile) = unsafe { div_rem(item, num_tiles) };
             let tile = first_tile + tile;
-            let (r, c) = (rows.start + 8 * octet, 32 * tile + lane);
+            let (r, c) = (rows.start + STRIP_ROWS * strip, 32 * tile + lane);
             // SAFETY: the mask tensor is what the window was made of.
-            let octet_cells = unsafe { cells.window.octet(r, rows.end, c, num_columns) };
+            let strip_cells = unsafe { cells.window.strip(r, rows.end, c, num_columns) };
             let (mut positive, mut is_odd) = (0, false);
             let mut visit = |i: u32, cell: f32| {
                 positive |= ((cell > 0.0) as u32) << i;
@@ -142,27 +142,31 @@ impl Signs {
                 }
             };
             // Written out: an iterator over the array would index it.
-            let [c0, c1, c2, c3, c4, c5, c6, c7] = octet_cells;
-            visit(0, c0);
-            visit(1, c1);
-            visit(2, c2);
-            visit(3, c3);
-            visit(4, c4);
-            visit(5, c5);
-            visit(6, c6);
-            visit(7, c7);
-            // SAFETY: the column's byte of these rows, and those of the last word that have no row.
+            let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7] = strip_cells;
+            visit(0, a0);
+            visit(1, a1);
+            visit(2, a2);
+            visit(3, a3);
+            visit(4, a4);
+            visit(5, a5);
+            visit(6, a6);
+            visit(7, a7);
+            visit(8, b0);
+            visit(9, b1);
+            visit(10, b2);
+            visit(11, b3);
+            visit(12, b4);
+            visit(13, b5);
+            visit(14, b6);
+            visit(15, b7);
+            // SAFETY: the column's bits of these rows; the last strip has those of the last word's second half, too.
             unsafe {
-                if let Some(bytes) = bytes
+                if let Some(halves) = halves
                     && c < num_columns
                 {
-                    bytes.store(4 * num_words * c + octet, positive as u8);
-                    if octet == num_octets - 1 {
-                        let mut rest = num_octets;
-                        while rest < 4 * num_words {
-                            bytes.store(4 * num_words * c + rest, 0);
-                            rest += 1;
-                        }
+                    halves.store(2 * num_words * c + strip, positive as u16);
+                    if strip == num_strips - 1 && num_strips < 2 * num_words {
+                        halves.store(2 * num_words * c + num_strips, 0);
                     }
                 }
             }
@@ -176,9 +180,10 @@ impl Signs {
                         counters.fetch_or(HAS_ODD, 1);
                     }
                     let mut i = 0;
-                    while i < 8 {
+                    while i < STRIP_ROWS {
                         let row = r + i;
                         if c < num_columns
+                            && row < rows.end
                             && counted_rows.has(row)
                             && counted_columns.has(c)
                             && !cells.window.cell(row, c).is_finite()
