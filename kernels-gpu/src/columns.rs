@@ -34,8 +34,22 @@ pub const STRIP_ROWS: u32 = 16;
 macro_rules! array_of_strip {
     ($cell:expr) => {
         [
-            $cell(0), $cell(1), $cell(2), $cell(3), $cell(4), $cell(5), $cell(6), $cell(7),
-            $cell(8), $cell(9), $cell(10), $cell(11), $cell(12), $cell(13), $cell(14), $cell(15),
+            $cell(0),
+            $cell(1),
+            $cell(2),
+            $cell(3),
+            $cell(4),
+            $cell(5),
+            $cell(6),
+            $cell(7),
+            $cell(8),
+            $cell(9),
+            $cell(10),
+            $cell(11),
+            $cell(12),
+            $cell(13),
+            $cell(14),
+            $cell(15),
         ]
     };
 }

@@ -25,7 +25,7 @@ use rfdetr_post_core::packed::{
 use crate::{
     boxes,
     inputs::{load_element, load_record},
-    scan::{div_rem, warp_inclusive_add},
+    scan::{div_ceil, div_rem, warp_inclusive_add},
     score,
     simt::{
         fence,
@@ -149,14 +149,23 @@ impl Candidates {
     unsafe fn interesting_fours(&self, v: u32) -> u32 {
         let block = thread::block_dim_x();
         if self.is_vector {
-            // All loads are issued before the first is used. Written out: an array would have to be indexed.
+            let num_fours = self.num_pairs / 4;
+            // All loads are issued before the first is used: behind the last four it is read again, because a branch around
+            // a load would have it waited for. Written out: an array would have to be indexed.
             // SAFETY: the caller vouches for the logits.
-            let load = |i: u32| unsafe { self.load_vector(v + i * block) };
+            let load = |i: u32| unsafe {
+                Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64)
+                    .load_nc((v + i * block).min(num_fours - 1) as usize)
+            };
             let (x0, x1, x2, x3, x4, x5, x6, x7) =
                 (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
             let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
             let low = four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3);
-            return low | four(x4, 4) | four(x5, 5) | four(x6, 6) | four(x7, 7);
+            let fours = low | four(x4, 4) | four(x5, 5) | four(x6, 6) | four(x7, 7);
+            // The fours that exist.
+            // SAFETY: a block has threads.
+            let num = unsafe { div_ceil(num_fours.saturating_sub(v), block) };
+            return if num < UNROLL { fours & ((1 << num) - 1) } else { fours };
         }
         let (mut fours, mut i) = (0, 0);
         while i < math::opaque(UNROLL) {
