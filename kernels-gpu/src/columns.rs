@@ -393,7 +393,7 @@ impl Window {
             let cells = Global::<f32>::from_address(self.masks_at + 4 * (self.first as u64 + idx as u64));
             let cell = |i: u32| {
                 // SAFETY: row and column are inside the grid.
-                let cell = unsafe { cells.load_nc((i.min(last) * self.mask_w) as usize) };
+                let cell = unsafe { cells.load_nc_early((i.min(last) * self.mask_w) as usize) };
                 if has_column && i <= last { cell } else { 0.0 }
             };
             return array_of_strip!(cell);

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Fours of logits that a thread has in flight.
-const UNROLL: u32 = 8;
+const UNROLL: u32 = 7;
 
 /// Words of the counters.
 const LIST_LEN: u32 = 0;
@@ -97,12 +97,13 @@ impl Candidates {
     /// Whether a logit is no hit and is counted nowhere. False for NaN, and always if the bound is NaN or minus infinity.
     #[inline(always)]
     fn is_dull(&self, logit: f32) -> bool {
-        logit >= f32::MIN && logit < self.low
+        (logit >= f32::MIN) & (logit < self.low)
     }
 
     #[inline(always)]
     fn are_dull(&self, [a, b, c, d]: [f32; 4]) -> bool {
-        self.is_dull(a) && self.is_dull(b) && self.is_dull(c) && self.is_dull(d)
+        // Without branches, behind which the loads of other logits would be put off.
+        self.is_dull(a) & self.is_dull(b) & self.is_dull(c) & self.is_dull(d)
     }
 
     /// Four logits from pair `4 * v` on; minus one behind the last pair.
@@ -141,7 +142,7 @@ impl Candidates {
         unsafe { Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize) }
     }
 
-    /// Which of eight fours, from four `v` on and a block's threads apart, hold a logit that may be a hit or is counted.
+    /// Which of [`UNROLL`] fours, from four `v` on and a block's threads apart, hold a logit that may be a hit or is counted.
     ///
     /// # Safety
     /// As [`select`].
@@ -155,13 +156,11 @@ impl Candidates {
             // SAFETY: the caller vouches for the logits.
             let load = |i: u32| unsafe {
                 Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64)
-                    .load_nc((v + i * block).min(num_fours - 1) as usize)
+                    .load_nc_early((v + i * block).min(num_fours - 1) as usize)
             };
-            let (x0, x1, x2, x3, x4, x5, x6, x7) =
-                (load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7));
+            let (x0, x1, x2, x3, x4, x5, x6) = (load(0), load(1), load(2), load(3), load(4), load(5), load(6));
             let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
-            let low = four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3);
-            let fours = low | four(x4, 4) | four(x5, 5) | four(x6, 6) | four(x7, 7);
+            let fours = four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3) | four(x4, 4) | four(x5, 5) | four(x6, 6);
             // The fours that exist.
             // SAFETY: a block has threads.
             let num = unsafe { div_ceil(num_fours.saturating_sub(v), block) };

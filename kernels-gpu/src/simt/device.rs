@@ -265,6 +265,8 @@ pub trait Element: Copy + 'static {
     #[doc(hidden)]
     unsafe fn load_global_nc(address: u64) -> Self;
     #[doc(hidden)]
+    unsafe fn load_global_nc_early(address: u64) -> Self;
+    #[doc(hidden)]
     unsafe fn store_global(address: u64, value: Self);
     #[doc(hidden)]
     unsafe fn store_global_streaming(address: u64, value: Self);
@@ -274,13 +276,19 @@ pub trait Element: Copy + 'static {
 
 macro_rules! scalar_load {
     ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $register:ident, $carrier:ty, $bits:literal) => {
+        scalar_load!(
+            $name, $address, $address_register, $instruction, $register, $carrier, $bits, pure, readonly, nostack
+        );
+    };
+    ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $register:ident, $carrier:ty, $bits:literal,
+     $($option:ident),+) => {
         #[inline(always)]
         unsafe fn $name(address: $address) -> Self {
             let value: $carrier;
             // SAFETY: the caller vouches for the address.
             unsafe {
                 asm!(concat!($instruction, ".", $bits, " {}, [{}];"),
-                     out($register) value, in($address_register) address, options(pure, readonly, nostack))
+                     out($register) value, in($address_register) address, options($($option),+))
             };
             value as Self
         }
@@ -307,6 +315,7 @@ macro_rules! scalar {
             scalar_load!(load_shared, u32, reg32, "ld.shared", $register, $carrier, $bits);
             scalar_load!(load_global, u64, reg64, "ld.global", $register, $carrier, $bits);
             scalar_load!(load_global_nc, u64, reg64, "ld.global.nc", $register, $carrier, $bits);
+            scalar_load!(load_global_nc_early, u64, reg64, "ld.global.nc", $register, $carrier, $bits, nostack);
             scalar_load!(load_param, u64, reg64, "ld.param", $register, $carrier, $bits);
             scalar_store!(store_shared, u32, reg32, "st.shared", $register, $carrier, $bits);
             scalar_store!(store_global, u64, reg64, "st.global", $register, $carrier, $bits);
@@ -323,19 +332,22 @@ scalar!(f32, reg32, f32, "b32");
 scalar!(u64, reg64, u64, "b64");
 
 macro_rules! vector_load {
-    ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $type:ty, 2) => {
+    ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $type:ty, $count:tt) => {
+        vector_load!($name, $address, $address_register, $instruction, $type, $count, pure, readonly, nostack);
+    };
+    ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $type:ty, 2, $($option:ident),+) => {
         #[inline(always)]
         unsafe fn $name(address: $address) -> Self {
             let (x, y): ($type, $type);
             // SAFETY: the caller vouches for the address.
             unsafe {
                 asm!(concat!($instruction, ".v2.b32 {{{}, {}}}, [{}];"),
-                     out(reg32) x, out(reg32) y, in($address_register) address, options(pure, readonly, nostack))
+                     out(reg32) x, out(reg32) y, in($address_register) address, options($($option),+))
             };
             [x, y]
         }
     };
-    ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $type:ty, 4) => {
+    ($name:ident, $address:ty, $address_register:ident, $instruction:literal, $type:ty, 4, $($option:ident),+) => {
         #[inline(always)]
         unsafe fn $name(address: $address) -> Self {
             let (x, y, z, w): ($type, $type, $type, $type);
@@ -343,7 +355,7 @@ macro_rules! vector_load {
             unsafe {
                 asm!(concat!($instruction, ".v4.b32 {{{}, {}, {}, {}}}, [{}];"),
                      out(reg32) x, out(reg32) y, out(reg32) z, out(reg32) w,
-                     in($address_register) address, options(pure, readonly, nostack))
+                     in($address_register) address, options($($option),+))
             };
             [x, y, z, w]
         }
@@ -383,6 +395,7 @@ macro_rules! vector {
             vector_load!(load_shared, u32, reg32, "ld.shared", $type, $count);
             vector_load!(load_global, u64, reg64, "ld.global", $type, $count);
             vector_load!(load_global_nc, u64, reg64, "ld.global.nc", $type, $count);
+            vector_load!(load_global_nc_early, u64, reg64, "ld.global.nc", $type, $count, nostack);
             vector_load!(load_param, u64, reg64, "ld.param", $type, $count);
             vector_store!(store_shared, u32, reg32, "st.shared", $count);
             vector_store!(store_global, u64, reg64, "st.global", $count);
@@ -536,6 +549,17 @@ pub mod global {
         pub unsafe fn load_nc(self, idx: usize) -> T {
             // SAFETY: passed on to the caller.
             unsafe { T::load_global_nc(self.element_address(idx)) }
+        }
+
+        /// [`load_nc`](Self::load_nc) that is issued here, not where its value is used first: the compiler would rather
+        /// save registers than have many loads on their way.
+        ///
+        /// # Safety
+        /// As `load_nc`.
+        #[inline(always)]
+        pub unsafe fn load_nc_early(self, idx: usize) -> T {
+            // SAFETY: passed on to the caller.
+            unsafe { T::load_global_nc_early(self.element_address(idx)) }
         }
 
         /// Writes element `idx`.

@@ -305,6 +305,17 @@ pub mod global {
             unsafe { bytes.cast::<T>().read_unaligned() }
         }
 
+        /// [`load_nc`](Self::load_nc) that is issued here, not where its value is used first.
+        ///
+        /// # Safety
+        /// As `load_nc`.
+        #[track_caller]
+        #[inline]
+        pub unsafe fn load_nc_early(self, idx: usize) -> T {
+            // SAFETY: passed on to the caller.
+            unsafe { self.load_nc(idx) }
+        }
+
         /// Writes element `idx`.
         ///
         /// # Safety
