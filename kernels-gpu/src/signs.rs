@@ -9,7 +9,7 @@
 //!
 //! Why bits are enough where the cells agree: weights are not negative, and at least one of two is close to a half or
 //! above. So a blend of cells that are not positive is not positive, and one of positive cells is positive unless it
-//! underflows, which cells of [`SMALLEST`] or more cannot. Every blend that is computed is checked against [`TINY`]: two
+//! underflows, which cells of `SMALLEST` or more cannot. Every blend that is computed is checked against [`TINY`]: two
 //! positive values of which one is tiny could round to zero in the second, vertical pass. Columns with such values, or
 //! with cells that are not ordinary, are *odd*: they are evaluated pixel by pixel.
 

@@ -58,16 +58,27 @@ pub fn run(flags: &Flags) -> Result<()> {
             println!(
                 "| {arch} | {kernel} | {registers} | {spill_bytes} | {shared_bytes} | {stack_bytes} | {barriers} |"
             );
-            if spill_bytes + stack_bytes > 0 {
+            if spill_bytes + stack_bytes > allowed(arch, &kernel) {
                 faults.push(format!("{arch}, {kernel}: {spill_bytes} bytes spilled, {stack_bytes} bytes of stack"));
             }
         }
     }
     faults.dedup();
     if !faults.is_empty() {
-        bail!("the kernels must not spill, keep a stack, or use generic addresses:\n    {}", faults.join("\n    "));
+        bail!(
+            "the kernels must not spill, keep a stack (beyond what `allowed` says), or use generic addresses:\n    {}",
+            faults.join("\n    ")
+        );
     }
     Ok(())
+}
+
+/// Bytes of spills and stack that are no fault. The run-length kernel keeps in registers what a column needs beside the
+/// rare ways to evaluate it; with 384 threads a block they just suffice on sm_90, for which it was tuned, and not
+/// everywhere. On an H200 the same kernel with 512 threads and 260 bytes of spills was 3 to 8 % faster than this one, so
+/// a few in the rare ways are no reason for fewer threads; many would be a sign of one that was not meant.
+fn allowed(arch: &str, kernel: &str) -> u32 {
+    if kernel == "rfdetr_masks_rle" && !matches!(arch, "sm_90" | "sm_100") { 192 } else { 0 }
 }
 
 fn number(arch: &str) -> Result<u32> {

@@ -53,12 +53,17 @@ pub fn run(args: &BenchArgs, ordinal: usize) -> Result<bool> {
     if torch.is_none() && !args.no_peers {
         eprintln!("warning: {} has no module torch: that peer is not timed", args.python);
     }
+    let can_encode = peers.as_ref().is_some_and(|peers| peers.has("pycocotools"));
+    if torch.is_some() && !can_encode {
+        eprintln!("warning: {} has no module pycocotools: torch makes run lengths in one way only", args.python);
+    }
     let device = format!("cuda:{ordinal}");
     let mut time_torch = |case: &Case, inputs: &Inputs| -> bench::Result<PeerTime> {
         let Some(peers) = torch else { return Err("there is no torch".into()) };
         peers.write(inputs)?;
-        // Torch's two ways to run lengths; the faster one counts.
-        let ways: &[&str] = if case.format == MaskFormat::Rle { &["torch", "encode"] } else { &["torch"] };
+        // Torch's two ways to run lengths, of which one needs pycocotools; the faster one counts.
+        let ways: &[&str] =
+            if case.format == MaskFormat::Rle && can_encode { &["torch", "encode"] } else { &["torch"] };
         let runs = ways
             .iter()
             .map(|way| peers.run("torch_eager.py", case, &["--device", &device, "--threads", "0", "--rle", way]));
