@@ -14,7 +14,8 @@
 //!    Products that underflow could round to zero, so two positive values of which one is tiny take the simple loop.
 //! 2. Otherwise the exact sum moves one way down the group, and so does its rounded value, because rounding is monotone:
 //!    the sign changes at most once, and a bisection with the exact expression finds the row.
-//! 3. Groups that touch a value that is not finite, and the rare groups with a row of three taps, take the simple loop.
+//! 3. Columns that touch a value that is not finite take the simple loop, and the rare groups with a row of three taps are
+//!    checked to be monotone with the exact sum.
 //!
 //! A column then costs O(window rows) instead of O(output rows). Without antialias the blend is
 //! `fl(a * w0 + fl(b * w1))`, for which the same holds.
