@@ -2,6 +2,7 @@
 
 use crate::{
     case::{OwnedTensor, RequestCase},
+    fixtures::FORMATS,
     plain,
     random::Random,
 };
@@ -171,15 +172,6 @@ fn assert_empty(answer: &ImageDetections, format: MaskFormat) {
         Masks::GridLogits { logits, .. } => assert!(logits.is_empty()),
     }
 }
-
-const FORMATS: [MaskFormat; 6] = [
-    MaskFormat::None,
-    MaskFormat::Dense,
-    MaskFormat::BitPacked,
-    MaskFormat::GridLogits,
-    MaskFormat::Counts,
-    MaskFormat::Rle,
-];
 
 // Section 8, row by row.
 
