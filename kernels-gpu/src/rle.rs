@@ -523,7 +523,6 @@ unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) {
             }
         }
         let window = Window::new(args, &geometry.record, image, masks::kept_query());
-        let rows = Span { start: 0, end: geometry.record.window_h };
         let (window_w, content_w) = (geometry.record.window_w, geometry.record.content_w);
         let counted = part.of(window_w);
         // The cells that the part's columns are made of, the column before it included, and those that it counts.
@@ -539,7 +538,7 @@ unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) {
         let words = has_room(&args.rle, &geometry.record).then_some(args.rle.signs_offset);
         let odd = Shared::<u32>::at(layout::ODD);
         let cells = cells(&args.rle, &geometry.record, window);
-        Signs::load(&cells, rows, columns, [rows, counted], words, odd, masks::counters());
+        Signs::load(&cells, geometry.record.window_h, columns, counted, words, odd, masks::counters());
     }
 }
 
@@ -596,7 +595,7 @@ impl Mask<'_> {
             Columns {
                 geometry,
                 cells: cells(&args.rle, &record, Window::new(args, &record, self.image, masks::kept_query())),
-                signs: Signs::loaded(words, record.window_h.div_ceil(32), 0, odd, counters),
+                signs: Signs::loaded(words, record.window_h.div_ceil(32), odd, counters),
                 part: self.part.of(record.content_w),
                 crossings: Shared::at(args.rle.crossings_offset),
                 num_crossing_words: args.rle.num_crossing_words,

@@ -55,18 +55,16 @@ const HAS_ODD: u32 = 3;
 /// All of them.
 const NUM_COUNTERS: u32 = 4;
 
-/// What the cells of a rectangle of the window come to.
+/// What the cells of a range of the window's columns come to.
 #[derive(Clone, Copy)]
 pub struct Signs {
     words: Shared<u32>,
     odd: Shared<u32>,
     /// Words of one column.
     pub num_words: u32,
-    /// First window row.
-    first_row: u32,
     /// Columns that can make a pixel foreground: none of the others can.
     pub live: Span,
-    /// Cells that are not finite, of the rows that are counted.
+    /// Cells that are not finite, of the columns that are counted.
     pub nonfinite: u32,
     /// Some columns have cells that are not ordinary.
     has_odd: bool,
@@ -93,50 +91,48 @@ impl Signs {
         }
     }
 
-    /// Loads the cells of `rows` and of the columns that `columns` reaches, into shared memory too if they have room there;
-    /// of those in the rows and columns that are `counted`, counts the ones that are not finite. Without `words` only counts.
+    /// Loads the window's `num_rows` rows of the columns that `columns` reaches, into shared memory too if they have room
+    /// there; of the columns that are `counted`, counts the cells that are not finite. Without `words` signs are not kept.
     ///
-    /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier; valid in all threads. A barrier is
-    /// owed before the next `reset`. Cost: one barrier; sixteen loads a thread in flight.
+    /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier. Ends with a barrier; another is owed
+    /// before the next `reset`. Cost: one barrier; sixteen loads a thread in flight.
     ///
     /// # Safety
-    /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` four words; the rows lie
-    /// inside the window, and start it if the cells are shared.
+    /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` four words.
     #[track_caller]
     #[inline(always)]
     pub unsafe fn load(
         cells: &Cells,
-        rows: Span,
+        num_rows: u32,
         columns: Span,
-        counted: [Span; 2],
+        counted: Span,
         words: Option<u32>,
         odd: Shared<u32>,
         counters: Shared<u32>,
-    ) -> Self {
+    ) {
         let (lane, num_warps) = (warp::lane_id(), thread::block_dim_x() / 32);
-        let [counted_rows, counted_columns] = counted;
-        let (num_columns, num_rows) = (cells.num_columns, rows.end - rows.start);
+        let num_columns = cells.num_columns;
         let num_words = num_rows.div_ceil(32);
         let first_tile = columns.start / 32;
         let num_strips = num_rows.div_ceil(STRIP_ROWS);
         let num_tiles = columns.end.min(num_columns).div_ceil(32).max(first_tile) - first_tile;
         // SAFETY: the caller gave the words.
-        let (words, halves) = unsafe { (Shared::<u32>::at(words.unwrap_or(0)), words.map(|at| Shared::<u16>::at(at))) };
+        let halves = words.map(|at| unsafe { Shared::<u16>::at(at) });
         let mut item = warp::warp_id();
         while item < num_strips * num_tiles {
             // SAFETY: the window has columns.
             let (strip, tile) = unsafe { div_rem(item, num_tiles) };
             let tile = first_tile + tile;
-            let (r, c) = (rows.start + STRIP_ROWS * strip, 32 * tile + lane);
+            let (r, c) = (STRIP_ROWS * strip, 32 * tile + lane);
             // SAFETY: the mask tensor is what the window was made of.
-            let strip_cells = unsafe { cells.window.strip(r, rows.end, c, num_columns) };
+            let strip_cells = unsafe { cells.window.strip(r, num_rows, c, num_columns) };
             let (mut positive, mut is_odd) = (0, false);
             let mut visit = |i: u32, cell: f32| {
                 positive |= ((cell > 0.0) as u32) << i;
                 // In one comparison each: positive and below the smallest; above the largest, or NaN.
                 is_odd |= cell.to_bits().wrapping_sub(1) < SMALLEST.to_bits() - 1;
                 is_odd |= cell.to_bits() & 0x7fff_ffff > LARGEST.to_bits();
-                if cells.is_shared && c < num_columns && r + i < rows.end {
+                if cells.is_shared && c < num_columns && r + i < num_rows {
                     // SAFETY: a cell of the window.
                     unsafe { cells.shared.store((r + i) * num_columns + c, cell) };
                 }
@@ -182,11 +178,7 @@ impl Signs {
                     let mut i = 0;
                     while i < STRIP_ROWS {
                         let row = r + i;
-                        if c < num_columns
-                            && row < rows.end
-                            && counted_rows.has(row)
-                            && counted_columns.has(c)
-                            && !cells.window.cell(row, c).is_finite()
+                        if c < num_columns && row < num_rows && counted.has(c) && !cells.window.cell(row, c).is_finite()
                         {
                             counters.fetch_add(NONFINITE, 1);
                         }
@@ -201,22 +193,14 @@ impl Signs {
             item += num_warps;
         }
         thread::sync_threads();
-        // SAFETY: the words are those of `load`, which ended with a barrier.
-        unsafe { Self::loaded(words, num_words, rows.start, odd, counters) }
     }
 
-    /// The signs that [`load`](Self::load) loaded, read anew: `num_words` words a column, from window row `first_row` on.
+    /// The signs that [`load`](Self::load) loaded, `num_words` words a column.
     ///
     /// # Safety
     /// They were loaded to these places, and a barrier was passed.
     #[inline(always)]
-    pub unsafe fn loaded(
-        words: Shared<u32>,
-        num_words: u32,
-        first_row: u32,
-        odd: Shared<u32>,
-        counters: Shared<u32>,
-    ) -> Self {
+    pub unsafe fn loaded(words: Shared<u32>, num_words: u32, odd: Shared<u32>, counters: Shared<u32>) -> Self {
         // SAFETY: written before the barrier.
         let (live, nonfinite, has_odd) = unsafe {
             (
@@ -225,7 +209,7 @@ impl Signs {
                 counters.load(HAS_ODD) != 0,
             )
         };
-        Self { words, odd, num_words, first_row, live, nonfinite, has_odd }
+        Self { words, odd, num_words, live, nonfinite, has_odd }
     }
 
     /// Whether an output column has cells that are not ordinary, or more than three.
@@ -259,7 +243,7 @@ impl Signs {
                 all &= third;
                 any |= third;
             }
-            let first_row = self.first_row + 32 * k;
+            let first_row = 32 * k;
             let (mut mixed, mut is_tiny) = (all ^ any, false);
             while mixed != 0 {
                 // Two at a time: their loads do not wait for each other.
