@@ -3,7 +3,7 @@
 //! They depend on sizes only, so spare blocks of the selection kernel build them while the selection runs, and the mask
 //! kernels read them. Nothing is kept from one request to the next: no size is ever slower than another.
 
-use rfdetr_post_core::packed::{AxesLayout, FLAG_BILINEAR, GROUP_IS_IRREGULAR, IMAGE_IDENTITY, ImageRecord};
+use rfdetr_post_core::packed::{AxesLayout, FLAG_BILINEAR, IMAGE_IDENTITY, ImageRecord};
 
 use crate::simt::{global::Global, math, thread};
 
@@ -87,10 +87,27 @@ impl Axis {
         if t < 1.0 { 1.0 - t } else { 0.0 }
     }
 
+    /// The weights of an output index of one or two cells: those of its [`entry`](Self::entry), sooner. `span` is the index's.
+    #[inline(always)]
+    pub fn pair(&self, i: u32, (first, count): (u32, u32)) -> [f32; 2] {
+        if self.is_identity {
+            return [1.0, 0.0];
+        }
+        if self.is_bilinear {
+            let u = math::fma(self.scale, i as f32 + 0.5, -0.5);
+            let upper = (if u > 0.0 { u } else { 0.0 }) - first as f32;
+            return [1.0 - upper, upper];
+        }
+        let distance = self.distance(i, first);
+        let (w0, w1) = (self.filter(distance, 0), if count == 2 { self.filter(distance, 1) } else { 0.0 });
+        let total = w0 + w1;
+        [normalize(w0, total), normalize(w1, total)]
+    }
+
     /// The table entry of an output index: `[first | count << 16, w0, w1, w2]`, or `[first | count << 16, total, distance, 0]`
     /// for more than three cells.
     #[inline(always)]
-    fn entry(&self, i: u32) -> [u32; 4] {
+    pub fn entry(&self, i: u32) -> [u32; 4] {
         let (first, count) = self.span(i);
         let span = first | count << 16;
         if self.is_identity {
@@ -142,51 +159,18 @@ pub unsafe fn build(
         return;
     }
     let entries = Global::<[u32; 4]>::from_address(at);
-    let groups = Global::<u32>::from_address(at + 16 * layout.groups_offset as u64);
     let step = num_parts * thread::block_dim_x();
     let mut i = part * thread::block_dim_x() + thread::thread_idx_x();
     while i < columns.n_out + rows.n_out {
-        // SAFETY: the plan made room for the content's columns, its rows, and the window's row groups.
+        // SAFETY: the plan made room for the content's columns and its rows.
         unsafe {
             if i < columns.n_out {
                 entries.store(i as usize, columns.entry(i));
             } else {
                 let y = i - columns.n_out;
                 entries.store((layout.rows_offset + y) as usize, rows.entry(y));
-                end_groups(groups, &rows, y);
             }
         }
         i += step;
-    }
-}
-
-/// Writes the ends of the row groups that end with output row `y`. The group of window row `r` are the output rows
-/// whose first cell is `r`.
-///
-/// Example: 3 rows stretched to 7 have the first cells 0 0 0 0 1 1 2, so the ends are 4, 6 and 7.
-///
-/// # Safety
-/// As [`build`].
-#[inline(always)]
-unsafe fn end_groups(groups: Global<u32>, rows: &Axis, y: u32) {
-    let (first, count) = rows.span(y);
-    let next = if y + 1 < rows.n_out { rows.span(y + 1).0 } else { rows.n_in };
-    // Above two cells only the last row of a group can be, by a rounding of its bounds: `high - low` is 2, so a third
-    // cell needs `low` within two ulp of the next cell, which the row below has passed.
-    let flag = if count > 2 { GROUP_IS_IRREGULAR } else { 0 };
-    // SAFETY: first cells never decrease, so each group below `n_in` is ended by exactly one row.
-    unsafe {
-        if y == 0 {
-            let mut r = 0;
-            while r < first {
-                groups.store(r as usize, 0);
-                r += 1;
-            }
-        }
-        let mut r = first;
-        while r < next {
-            groups.store(r as usize, (y + 1) | if r == first { flag } else { 0 });
-            r += 1;
-        }
     }
 }

@@ -20,12 +20,12 @@
 //! A column then costs O(window rows) instead of O(output rows). Without antialias the blend is
 //! `fl(a * w0 + fl(b * w1))`, for which the same holds.
 
-use rfdetr_post_core::packed::{DTYPE_F16, DTYPE_F32, GROUP_IS_IRREGULAR, ImageRecord, MaskArgs, RleLayout};
+use rfdetr_post_core::packed::{DTYPE_F16, DTYPE_F32, ImageRecord, MaskArgs};
 
 use crate::{
     axes::{Axis, normalize},
     inputs::load_element,
-    simt::{global::Global, math, shared::Shared, thread},
+    simt::{global::Global, math, shared::Shared},
 };
 
 /// Rows of the strips of cells that a lane loads at a time.
@@ -55,11 +55,6 @@ macro_rules! array_of_strip {
     };
 }
 
-/// Some row groups are irregular.
-pub const HAS_IRREGULAR: u32 = 1;
-/// Some row groups have no row.
-pub const HAS_EMPTY: u32 = 2;
-
 /// The masks of one image: its geometry and where its tables lie.
 #[derive(Clone, Copy)]
 pub struct Geometry {
@@ -71,11 +66,6 @@ pub struct Geometry {
     pub rows: Axis,
     column_entries: Global<[u32; 4]>,
     row_entries: Global<[u32; 4]>,
-    group_ends: Global<u32>,
-    /// The row groups' copy in shared memory, if there is one.
-    shared_groups: Option<Shared<u32>>,
-    /// The rows' weights in shared memory, if they are there.
-    shared_weights: Option<Shared<[f32; 2]>>,
 }
 
 impl Geometry {
@@ -86,97 +76,19 @@ impl Geometry {
     #[inline(always)]
     pub unsafe fn new(args: &MaskArgs, record: ImageRecord, image: u32) -> Self {
         let at = args.axes_at + 16 * image as u64 * args.axes.image_stride as u64;
-        Self::of_tables(record, args.flags, at, args.axes.rows_offset, args.axes.groups_offset)
+        Self::of_tables(record, args.flags, at, args.axes.rows_offset)
     }
 
-    /// The geometry of a record whose tables begin at `at`, those of the rows and of the row groups so many entries behind.
+    /// The geometry of a record whose tables begin at `at`, those of the rows so many entries behind.
     #[inline(always)]
-    pub fn of_tables(record: ImageRecord, flags: u32, at: u64, rows_offset: u32, groups_offset: u32) -> Self {
+    pub fn of_tables(record: ImageRecord, flags: u32, at: u64, rows_offset: u32) -> Self {
         Self {
             columns: Axis::columns(&record, flags),
             rows: Axis::rows(&record, flags),
             column_entries: Global::from_address(at),
             row_entries: Global::from_address(at + 16 * rows_offset as u64),
-            group_ends: Global::from_address(at + 16 * groups_offset as u64),
-            shared_groups: None,
-            shared_weights: None,
             record,
         }
-    }
-
-    /// Uses copies of row groups and weights in shared memory, each if it has room; `copies` also makes them. Returns
-    /// [`HAS_IRREGULAR`] and [`HAS_EMPTY`] for the groups that this thread copied.
-    ///
-    /// Callers: every thread of the block. A barrier is owed before the copies are read.
-    ///
-    /// # Safety
-    /// The block has the shared memory of `layout`; without `copies`, it holds the copies of this image.
-    #[inline(always)]
-    pub unsafe fn share_rows(&mut self, layout: &RleLayout, copies: bool) -> u32 {
-        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-        let mut found = 0;
-        // SAFETY: offsets are the layout's; copies stay inside their arrays.
-        unsafe {
-            if self.record.content_h <= layout.num_weights {
-                let weights = Shared::<[f32; 2]>::at(layout.weights_offset);
-                let (num, mut y) = (self.record.content_h, tid);
-                while copies && y < num {
-                    // Four at a time: their loads do not wait for each other. Behind the last it is loaded again.
-                    let at = |i: u32| (y + i * block).min(num - 1);
-                    let load = |i: u32| self.row_entries.load(at(i) as usize);
-                    let store = |i: u32, [_, w0, w1, _]: [u32; 4]| {
-                        if y + i * block < num {
-                            weights.store(at(i), [f32::from_bits(w0), f32::from_bits(w1)]);
-                        }
-                    };
-                    let (e0, e1, e2, e3) = (load(0), load(1), load(2), load(3));
-                    store(0, e0);
-                    store(1, e1);
-                    store(2, e2);
-                    store(3, e3);
-                    y += 4 * block;
-                }
-                self.shared_weights = Some(weights);
-            }
-            if self.record.window_h <= layout.num_groups {
-                let groups = Shared::<u32>::at(layout.groups_offset);
-                let mut r = tid;
-                while copies && r < self.record.window_h {
-                    let end = self.group_ends.load(r as usize);
-                    let before = if r > 0 { self.group_ends.load(r as usize - 1) & !GROUP_IS_IRREGULAR } else { 0 };
-                    groups.store(r, end);
-                    if end & GROUP_IS_IRREGULAR != 0 {
-                        found |= HAS_IRREGULAR;
-                    }
-                    if end & !GROUP_IS_IRREGULAR == before {
-                        found |= HAS_EMPTY;
-                    }
-                    r += block;
-                }
-                self.shared_groups = Some(groups);
-            }
-        }
-        found
-    }
-
-    /// The value of content row `y`, which blends the window rows above and below it; not for irregular groups.
-    ///
-    /// # Safety
-    /// `y` is below the content's height.
-    #[inline(always)]
-    pub unsafe fn blend_rows(&self, y: u32, above: f32, below: f32) -> f32 {
-        // SAFETY: two words a content row.
-        let [w0, w1] = unsafe {
-            match self.shared_weights {
-                Some(weights) => weights.load(y),
-                None => {
-                    let [_, w0, w1, _] = self.row_entries.load(y as usize);
-                    [f32::from_bits(w0), f32::from_bits(w1)]
-                }
-            }
-        };
-        // A row of one cell has a second weight of zero, which changes no finite value.
-        if self.rows.is_bilinear { math::fma(w0, above, w1 * below) } else { math::fma(below, w1, above * w0) }
     }
 
     /// Whether nothing of the grid shows content: every mask is empty.
@@ -224,21 +136,6 @@ impl Geometry {
         // SAFETY: one entry a content row.
         unsafe { self.row_entries.load(y as usize) }
     }
-
-    /// End of the group of window row `r`, with its flag.
-    ///
-    /// # Safety
-    /// `r` is below the window's height.
-    #[inline(always)]
-    pub unsafe fn group_end(&self, r: u32) -> u32 {
-        // SAFETY: one word a window row.
-        unsafe {
-            match self.shared_groups {
-                Some(groups) => groups.load(r),
-                None => self.group_ends.load(r as usize),
-            }
-        }
-    }
 }
 
 /// Cells and weights of one output index. For more than three cells `w0` is the sum of the weights and `w1` the distance.
@@ -283,6 +180,12 @@ impl Taps {
         } else {
             math::fma(v1, self.w1, v0 * self.w0)
         }
+    }
+
+    /// Whether the value is that of one or two cells: a third whose weight is zero changes no finite value.
+    #[inline(always)]
+    pub fn is_pair(&self) -> bool {
+        self.count < 3 || self.count == 3 && self.w2 == 0.0
     }
 
     /// The value of one or two finite cells: the second weight of a single one is zero.
@@ -375,33 +278,42 @@ impl Window {
 }
 
 impl Window {
-    /// Cells of window column `c` from row `r` on, [`STRIP_ROWS`] of them; zero outside the grid, from `row_end` on, and in
-    /// columns that the window has not. All loads are issued before the first is used: behind the last row its cell is read
-    /// again, because a branch around a load would have it waited for.
+    /// Cells of window column `c` from row `r` on, [`STRIP_ROWS`] of them: behind row `row_end - 1` that row's again. Zero
+    /// outside the grid, and in columns that the window has not. All loads are issued before the first is used: a branch
+    /// around a load would have it waited for.
     ///
     /// Callers: every lane of a warp, with 32 columns in a row.
     ///
     /// # Safety
-    /// The mask tensor is what [`MaskArgs`] promises.
+    /// The mask tensor is what [`MaskArgs`] promises; `r` is below `row_end`.
     #[inline(always)]
     pub unsafe fn strip(&self, r: u32, row_end: u32, c: u32, num_columns: u32) -> [f32; STRIP_ROWS as usize] {
         let (x, y) = (c as i32 + self.window_x, r as i32 + self.window_y);
         let has_column = c < num_columns && (x as u32) < self.mask_w;
-        let num_rows = row_end - r;
-        if self.dtype == DTYPE_F32 && y >= 0 && y + num_rows.min(STRIP_ROWS) as i32 <= self.mask_h as i32 {
-            let last = num_rows.min(STRIP_ROWS) - 1;
-            let idx = y as u32 * self.mask_w + if has_column { x as u32 } else { 0 };
-            let cells = Global::<f32>::from_address(self.masks_at + 4 * (self.first as u64 + idx as u64));
-            let cell = |i: u32| {
+        let last = (row_end - r).min(STRIP_ROWS) - 1;
+        if y >= 0 && y + last as i32 <= self.mask_h as i32 - 1 {
+            let first = self.first as u64 + (y as u32 * self.mask_w + if has_column { x as u32 } else { 0 }) as u64;
+            if self.dtype == DTYPE_F32 {
+                let cells = Global::<f32>::from_address(self.masks_at + 4 * first);
                 // SAFETY: row and column are inside the grid.
-                let cell = unsafe { cells.load_nc_early((i.min(last) * self.mask_w) as usize) };
-                if has_column && i <= last { cell } else { 0.0 }
-            };
-            return array_of_strip!(cell);
+                let cell = |i: u32| unsafe { cells.load_nc_early((i.min(last) * self.mask_w) as usize) };
+                let strip = array_of_strip!(cell);
+                return if has_column { strip } else { [0.0; STRIP_ROWS as usize] };
+            }
+            let cells = Global::<u16>::from_address(self.masks_at + 2 * first);
+            // SAFETY: as above.
+            let cell = |i: u32| unsafe { cells.load_nc_early((i.min(last) * self.mask_w) as usize) };
+            let strip: [u16; STRIP_ROWS as usize] = array_of_strip!(cell);
+            let is_f16 = self.dtype == DTYPE_F16;
+            return strip.map(|bits| match (has_column, is_f16) {
+                (false, _) => 0.0,
+                (true, true) => math::f16_to_f32(bits),
+                (true, false) => math::bf16_to_f32(bits),
+            });
         }
         let cell = |i: u32| {
             // SAFETY: the caller vouches for the tensor.
-            if c < num_columns && i < num_rows { unsafe { self.cell(r + i, c) } } else { 0.0 }
+            if c < num_columns { unsafe { self.cell(r + i.min(last), c) } } else { 0.0 }
         };
         array_of_strip!(cell)
     }
@@ -452,44 +364,37 @@ impl Window {
     }
 }
 
-/// The cells of the window: in shared memory if they have room there, else in device memory.
+/// The cells of the window: in shared memory, or in device memory where they have no room there.
 #[derive(Clone, Copy)]
-pub struct Cells {
+pub struct Cells<const IN_SHARED: bool> {
     /// Where they come from.
     pub window: Window,
     /// Row by row.
     pub shared: Shared<f32>,
-    /// Whether they are in shared memory.
-    pub is_shared: bool,
     /// Cells of a row.
     pub num_columns: u32,
 }
 
-impl Cells {
+impl<const IN_SHARED: bool> Cells<IN_SHARED> {
     /// # Safety
     /// The cell is inside the window, and loaded if it is shared.
     #[inline(always)]
     unsafe fn at(&self, r: u32, c: u32) -> f32 {
         // SAFETY: the caller vouches for the cell.
-        unsafe { if self.is_shared { self.shared.load(r * self.num_columns + c) } else { self.window.cell(r, c) } }
+        unsafe { if IN_SHARED { self.shared.load(r * self.num_columns + c) } else { self.window.cell(r, c) } }
     }
 
-    /// An output column's value in window row `r`: the horizontal pass, for columns of at most three cells, all finite.
+    /// An output column's value in window row `r`: the horizontal pass, for columns of one or two cells, both finite.
     ///
     /// # Safety
     /// The cells are inside the window, and loaded if they are shared.
     #[inline(always)]
     pub unsafe fn stretched(&self, column: &Taps, r: u32) -> f32 {
         // SAFETY: the caller vouches for the cells.
-        unsafe {
-            let (first, second) = (self.at(r, column.first), self.at(r, column.second));
-            // The second weight of a single cell is zero, which changes no finite value.
-            let value = column.blend_finite(first, second);
-            if column.count == 3 { math::fma(self.at(r, column.first + 2), column.w2, value) } else { value }
-        }
+        unsafe { column.blend_finite(self.at(r, column.first), self.at(r, column.second)) }
     }
 
-    /// The value of a pixel, for columns and rows of at most three cells, all finite.
+    /// The value of a pixel, for columns of one or two cells and rows of at most three, all finite.
     ///
     /// # Safety
     /// As [`stretched`](Self::stretched); `y` is below the content's height.

@@ -632,7 +632,7 @@ impl Warp<'_> {
                 // Nothing is held in registers from one round to the next, where tiles that are not plain need them.
                 let warp = Warp { image: math::opaque(self.image), at: math::opaque(self.at), ..*self };
                 let (tables_at, rows_offset) = warp.tables();
-                let geometry = Geometry::of_tables(warp.record(), self.flags, tables_at, rows_offset, 0);
+                let geometry = Geometry::of_tables(warp.record(), self.flags, tables_at, rows_offset);
                 let record = &geometry.record;
                 let window = warp.window(record, math::opaque(tile.row));
                 let x = (tile.left + i % 4 * 32 + self.lane).wrapping_sub(record.offset_x);

@@ -73,7 +73,7 @@ pub fn record_of_words(word: impl Fn(u32) -> [u32; 4]) -> ImageRecord {
     let [inverse_x, scale_y, support_y, inverse_y] = word(3);
     let [flags, frame_w, frame_h, pad_left] = word(4);
     let [pad_top, box_scale_x, box_scale_y, crop_x] = word(5);
-    let [crop_y, reserved_0, reserved_1, reserved_2] = word(6);
+    let [crop_y, columns_per_cell, rows_per_cell, geometry] = word(6);
     ImageRecord {
         width,
         height,
@@ -100,6 +100,8 @@ pub fn record_of_words(word: impl Fn(u32) -> [u32; 4]) -> ImageRecord {
         box_scale_y: f32::from_bits(box_scale_y),
         crop_x: f32::from_bits(crop_x),
         crop_y: f32::from_bits(crop_y),
-        reserved: [reserved_0, reserved_1, reserved_2],
+        columns_per_cell: f32::from_bits(columns_per_cell),
+        rows_per_cell: f32::from_bits(rows_per_cell),
+        geometry,
     }
 }

@@ -1,7 +1,7 @@
 //! What the mask kernels share: the list of work, the end of a mask, and the end of the request.
 
 use rfdetr_post_core::packed::{
-    DetectionRow, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs,
+    AxesLayout, DetectionRow, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, RleLayout,
     shared::{COUNTERS, SCAN, masks as layout},
 };
 
@@ -123,6 +123,66 @@ impl Work {
     }
 }
 
+/// The arguments of a mask kernel, read anew: see [`Params::anew`]. Without the images' records, for which there is [`record`].
+///
+/// # Safety
+/// The running entry's argument record is a [`MaskArgs`].
+#[inline(always)]
+pub unsafe fn args(params: Params) -> MaskArgs {
+    let params = params.anew();
+    macro_rules! read {
+        ($($field:tt).+) => {
+            // SAFETY: the field lies there.
+            unsafe { params.load(core::mem::offset_of!(MaskArgs, $($field).+) as u32) }
+        };
+    }
+    MaskArgs {
+        masks_at: read!(masks_at),
+        headers_at: read!(headers_at),
+        rows_at: read!(rows_at),
+        queries_at: read!(queries_at),
+        counters_at: read!(counters_at),
+        axes_at: read!(axes_at),
+        done_at: read!(done_at),
+        part_lens_at: read!(part_lens_at),
+        parts_at: read!(parts_at),
+        result_at: read!(result_at),
+        result_headers_at: read!(result_headers_at),
+        result_rows_at: read!(result_rows_at),
+        payload_at: read!(payload_at),
+        payload_image_bytes: read!(payload_image_bytes),
+        records_at: read!(records_at),
+        batch: read!(batch),
+        num_queries: read!(num_queries),
+        mask_h: read!(mask_h),
+        mask_w: read!(mask_w),
+        masks_dtype: read!(masks_dtype),
+        max_detections: read!(max_detections),
+        flags: read!(flags),
+        mask_capacity: read!(mask_capacity),
+        part_capacity: read!(part_capacity),
+        axes: AxesLayout { rows_offset: read!(axes.rows_offset), image_stride: read!(axes.image_stride) },
+        sequence: read!(sequence),
+        rle: RleLayout {
+            stage_offset: read!(rle.stage_offset),
+            transitions_offset: read!(rle.transitions_offset),
+            window: read!(rle.window),
+            weights_offset: read!(rle.weights_offset),
+            num_weights: read!(rle.num_weights),
+            groups_offset: read!(rle.groups_offset),
+            num_groups: read!(rle.num_groups),
+            cells_offset: read!(rle.cells_offset),
+            num_cells: read!(rle.num_cells),
+            signs_offset: read!(rle.signs_offset),
+            num_sign_words: read!(rle.num_sign_words),
+            tiles_offset: read!(rle.tiles_offset),
+            num_tile_words: read!(rle.num_tile_words),
+        },
+        reserved: 0,
+        records: [ImageRecord::default(); INLINE_IMAGES],
+    }
+}
+
 /// The record of an image.
 ///
 /// # Safety
@@ -134,31 +194,48 @@ pub unsafe fn record(args: &MaskArgs, params: Params, image: u32) -> ImageRecord
     unsafe { load_record(is_inline, params, core::mem::offset_of!(MaskArgs, records) as u32, args.records_at, image) }
 }
 
-/// Keeps the record of an image, and query and row of a mask, in shared memory. What a phase needs of them is read there again:
-/// held in registers over all phases, they would crowd out everything else.
+/// Keeps the record of an image in shared memory. What a phase needs of it is read there again: held in registers over all
+/// phases, it would crowd out everything else.
 ///
-/// Callers: every thread of the block. A barrier is owed before [`kept_record`] and [`kept_query`].
+/// Callers: every thread of the block. A barrier is owed before [`kept_record`].
 ///
 /// # Safety
-/// As [`record`]; `row` is a row that the selection wrote.
+/// As [`record`].
 #[inline(always)]
-pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32, row: usize) {
+pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32) {
     let tid = thread::thread_idx_x();
     let is_inline = args.batch as usize <= INLINE_IMAGES;
-    // SAFETY: the caller vouches for image and row; the layout has the words.
-    unsafe {
-        let kept = Shared::<[u32; 4]>::at(layout::RECORD);
-        if tid < RECORD_WORDS {
-            let offset = core::mem::offset_of!(MaskArgs, records) as u32;
-            kept.store(tid, load_record_word(is_inline, params, offset, args.records_at, image, tid));
+    if tid < RECORD_WORDS {
+        let offset = core::mem::offset_of!(MaskArgs, records) as u32;
+        // SAFETY: the caller vouches for the image; the layout has the words.
+        unsafe {
+            let word = load_record_word(is_inline, params, offset, args.records_at, image, tid);
+            Shared::<[u32; 4]>::at(layout::RECORD).store(tid, word);
         }
-        if tid == RECORD_WORDS {
-            Shared::<u32>::at(layout::RECORD).store(4 * tid, query_of(args, row));
-        }
-        if tid > RECORD_WORDS && tid <= RECORD_WORDS + 2 {
-            let at = args.rows_at + (row * size_of::<DetectionRow>()) as u64;
-            kept.store(tid, Global::<[u32; 4]>::from_address(at).load((tid - RECORD_WORDS - 1) as usize));
-        }
+    }
+}
+
+/// What the selection wrote of a row, a word a lane: for [`keep_row`], on its way meanwhile. Callers: every thread of the block.
+///
+/// # Safety
+/// `row` is a row that the selection wrote, and the selection has ended.
+#[inline(always)]
+pub unsafe fn load_row(args: &MaskArgs, row: usize) -> u32 {
+    let at = args.rows_at + (row * size_of::<DetectionRow>()) as u64;
+    // SAFETY: the first half of the row, which nobody writes any more. Volatile: loaded here, not where it is used.
+    unsafe { Global::<u32>::from_address(at).load_volatile((warp::lane_id() % 8) as usize) }
+}
+
+/// Keeps what [`load_row`] loaded. Callers: every thread of the block; a barrier is owed before [`warp_finish_mask`].
+///
+/// # Safety
+/// The layout has the words behind the record.
+#[inline(always)]
+pub unsafe fn keep_row(word: u32) {
+    let idx = thread::thread_idx_x();
+    if idx < 8 {
+        // SAFETY: the caller vouches for the words.
+        unsafe { Shared::<u32>::at(layout::RECORD).store(4 * RECORD_WORDS + idx, word) };
     }
 }
 
@@ -172,33 +249,7 @@ pub unsafe fn kept_record() -> ImageRecord {
     record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(layout::RECORD).load(word) })
 }
 
-/// Keeps what the columns of a part come to: their range, and how many tiles are counted at a time. Callers: one thread; a
-/// barrier is owed.
-///
-/// # Safety
-/// The layout has the words behind the query.
-#[inline(always)]
-pub unsafe fn keep_extent([start, end, batch]: [u32; 3]) {
-    // SAFETY: the caller vouches for the words.
-    unsafe {
-        let words = Shared::<u32>::at(layout::RECORD);
-        words.store(4 * RECORD_WORDS + 1, start);
-        words.store(4 * RECORD_WORDS + 2, end);
-        words.store(4 * RECORD_WORDS + 3, batch);
-    }
-}
-
-/// What [`keep_extent`] kept.
-///
-/// # Safety
-/// It was kept, and a barrier was passed.
-#[inline(always)]
-pub unsafe fn kept_extent() -> [u32; 3] {
-    // SAFETY: the caller vouches for the words.
-    [1, 2, 3].map(|i| unsafe { Shared::<u32>::at(layout::RECORD).load(4 * RECORD_WORDS + i) })
-}
-
-/// Finishes a mask whose row [`keep_record`] kept: writes its final row, and counts it; the block that counts the last of
+/// Finishes a mask whose row [`keep_row`] kept: writes its final row, and counts it; the block that counts the last of
 /// `num_masks` publishes the result. `mask` are offset and length of the mask and its number of counts.
 ///
 /// Callers: every lane of the first warp, after a barrier behind the mask's stores.
@@ -223,7 +274,7 @@ pub unsafe fn warp_finish_mask(
     unsafe {
         if lane < 4 {
             let word = if lane < 2 {
-                Shared::<[u32; 4]>::at(layout::RECORD).load(RECORD_WORDS + 1 + lane)
+                Shared::<[u32; 4]>::at(layout::RECORD).load(RECORD_WORDS + lane)
             } else if lane == 2 {
                 stats.tight_or_zeros()
             } else {
@@ -272,16 +323,6 @@ unsafe fn copy_headers(args: &MaskArgs, tid: u32, num_threads: u32) {
         unsafe { to.store(i as usize, from.load(i as usize)) };
         i += num_threads;
     }
-}
-
-/// The query that [`keep_record`] kept.
-///
-/// # Safety
-/// As [`kept_record`].
-#[inline(always)]
-pub unsafe fn kept_query() -> u32 {
-    // SAFETY: the caller vouches for the word.
-    unsafe { Shared::<u32>::at(layout::RECORD).load(4 * RECORD_WORDS) }
 }
 
 /// Index of a row of the batch.
@@ -366,7 +407,7 @@ impl Stats {
         let top = warp::warp_reduce_min(FULL_MASK, self.tight[1]);
         let right = warp::warp_reduce_max(FULL_MASK, self.tight[2]);
         let bottom = warp::warp_reduce_max(FULL_MASK, self.tight[3]);
-        if warp::lane_id() == 0 && (area > 0 || bottom > 0) {
+        if warp::lane_id() == 0 && (area > 0 || top < u32::MAX || right > 0 || bottom > 0) {
             // SAFETY: the statistics have five words of the counters.
             unsafe {
                 let stats = counters();

@@ -5,18 +5,20 @@
 //! ```text
 //! signs    = a bit for each cell of the mask                                              (crate::signs)
 //! columns  = for each output column, a bit for each window row: does the sign change here?
-//! position = for each change, the output row where it shows: a bisection between two window rows
+//! list     = all changes, column by column, each where it belongs
+//! position = for each change, the output row where it shows: a search between two window rows
 //! counts   = differences of positions; text = differences of counts, two apart, in groups of five bits
 //! ```
 //!
 //! A block makes a whole mask, or, with few masks, a part of its columns: the block that finishes the last part of a mask
 //! encodes it. What makes it fast:
 //!
-//! 1. Arithmetic happens only where two neighbor cells have different signs, and in the bisections; the rest is bits.
+//! 1. Arithmetic happens only where two neighbor cells have different signs, and in the searches; the rest is bits.
 //! 2. A warp takes a tile of output columns. They lie between the same few cells, so its lanes take the same branches.
 //! 3. Only tiles that live cells reach are looked at.
-//! 4. A tile's number of changes is known before any position is, so each position is written to its final place, and
-//!    the encoder works on all of them at once.
+//! 4. A tile's number of changes is known before any position is, so changes are listed where they belong, and every thread
+//!    of the block takes one at a time, whichever column it is of.
+//! 5. What only the image's size decides is computed while the selection runs.
 //!
 //! Why the bits give the exact number of changes: between two window rows an output column is monotone (see
 //! [`crate::columns`]), so a change of sign between them is one change of state, unless no output row shows it. A single
@@ -25,18 +27,20 @@
 //! there is one cell under them.
 //!
 //! Columns whose values are out of the ordinary (NaN, infinities, underflow), images that are lower than the window, and
-//! windows without room in shared memory are evaluated pixel by pixel, twice: to count, and to place.
+//! windows without room in shared memory are evaluated pixel by pixel: once where a bit for each row has room, else twice, to
+//! count and to list.
 
 use rfdetr_post_core::packed::{
-    FLAG_RLE_STRING, GROUP_IS_IRREGULAR, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs, RleLayout,
-    shared::masks::{self as layout, TILE},
+    FLAG_BILINEAR, FLAG_RLE_STRING, IMAGE_PLAIN_ROWS, ImageRecord, MaskArgs, RleLayout,
+    shared::masks::{self as layout, TILE, TILE_ENTRY_WORDS},
 };
 
 use crate::{
-    columns::{Cells, Geometry, HAS_EMPTY, HAS_IRREGULAR, Taps, Window},
+    axes::Axis,
+    columns::{Cells, Geometry, Taps, Window},
     masks::{self, Stats, Work},
     scan::{block_exclusive_add, div_ceil, div_rem, warp_inclusive_add},
-    signs::{Signs, Span},
+    signs::{Signs, Span, TINY},
     simt::{
         global::Global,
         grid, math,
@@ -47,10 +51,27 @@ use crate::{
     },
 };
 
-/// Word of the counters: what the row groups hold.
-const GROUPS_FOUND: u32 = 7;
-/// A tile's count carries this bit if its columns are evaluated pixel by pixel.
-const TILE_IS_ODD: u32 = 1 << 31;
+/// Word of the counters: what was found of an image's geometry.
+const FINDINGS: u32 = 7;
+/// Some row groups are irregular.
+const HAS_IRREGULAR: u32 = 1;
+/// Some row groups have no row.
+const HAS_EMPTY: u32 = 2;
+/// Rows blend two rows of the window, which is not empty, and signs, cells, groups and changes have room in shared memory.
+const HAS_ROOM: u32 = 4;
+/// A row group's end carries this bit if its last row has more than two cells.
+const GROUP_IS_IRREGULAR: u32 = 1 << 31;
+
+/// A tile's count carries this bit if its changes are those of output rows.
+const TILE_IS_PLAIN: u32 = 1 << 31;
+/// And this one if there is no room for them.
+const TILE_IS_WALKED: u32 = 1 << 30;
+/// The count itself.
+const TILE_COUNT: u32 = TILE_IS_WALKED - 1;
+
+/// A listed change whose position is not known yet: its tile from bit 16 on, its lane from bit 11, its window row from bit 1,
+/// and the state that begins. Positions are below 2^28.
+const IS_SOUGHT: u32 = 1 << 31;
 
 /// Shared memory of the encoder.
 #[derive(Clone, Copy)]
@@ -77,8 +98,8 @@ impl Scratch {
 }
 
 /// Turns transitions into counts or text, window by window.
-struct Encoder<'a> {
-    args: &'a MaskArgs,
+struct Encoder {
+    params: Params,
     image: u32,
     slot: u32,
     /// Transitions encoded so far.
@@ -89,36 +110,31 @@ struct Encoder<'a> {
     staged: u32,
 }
 
-impl<'a> Encoder<'a> {
+impl Encoder {
     /// The encoder of row `slot` of an image. Callers: every thread of the block. A barrier is owed before the first window.
     ///
     /// # Safety
     /// `args` holds what [`MaskArgs`] promises.
     #[inline(always)]
-    unsafe fn new(args: &'a MaskArgs, image: u32, slot: u32) -> Self {
+    unsafe fn new(params: Params, image: u32, slot: u32) -> Self {
         if thread::thread_idx_x() < 3 {
             // SAFETY: before the first transition there are three at position 0.
-            unsafe { Scratch::new(args).transitions.store(thread::thread_idx_x(), 0) };
+            unsafe { Scratch::new(&masks::args(params)).transitions.store(thread::thread_idx_x(), 0) };
         }
-        Self { args, image, slot, num_counts: 0, flushed: 0, staged: 0 }
-    }
-
-    #[inline(always)]
-    fn is_string(&self) -> bool {
-        self.args.flags & FLAG_RLE_STRING != 0
+        Self { params, image, slot, num_counts: 0, flushed: 0, staged: 0 }
     }
 
     /// First element of the mask in the image's payload.
     #[inline(always)]
-    fn offset(&self) -> u32 {
-        self.slot * self.args.mask_capacity
+    fn offset(&self, args: &MaskArgs) -> u32 {
+        self.slot * args.mask_capacity
     }
 
     /// Address of the mask: it has room for the plan's capacity, and is 16-byte aligned.
     #[inline(always)]
-    fn payload_at(&self) -> u64 {
-        let element = if self.is_string() { 1 } else { 4 };
-        self.args.payload_at + self.image as u64 * self.args.payload_image_bytes + self.offset() as u64 * element
+    fn payload_at(&self, args: &MaskArgs) -> u64 {
+        let element = if args.flags & FLAG_RLE_STRING != 0 { 1 } else { 4 };
+        args.payload_at + self.image as u64 * args.payload_image_bytes + self.offset(args) as u64 * element
     }
 
     /// Encodes the `len` transitions of the window, which lie behind the three before them, and adds the foreground to the
@@ -133,8 +149,11 @@ impl<'a> Encoder<'a> {
     unsafe fn encode(&mut self, len: u32, is_last: bool) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
         // SAFETY: the block has the layout's shared memory.
-        let Scratch { transitions, stage, stage_words } = unsafe { Scratch::new(self.args) };
-        let (payload_at, capacity) = (self.payload_at(), self.args.mask_capacity);
+        let args = &unsafe { masks::args(self.params) };
+        // SAFETY: as above.
+        let Scratch { transitions, stage, stage_words } = unsafe { Scratch::new(args) };
+        let (payload_at, capacity) = (self.payload_at(args), args.mask_capacity);
+        let is_string = args.flags & FLAG_RLE_STRING != 0;
         // SAFETY: three transitions before the window, then the window; the stage has room for 6 characters each, and 15
         // left over; the payload is not written past its capacity; barriers separate the phases.
         unsafe {
@@ -160,7 +179,7 @@ impl<'a> Encoder<'a> {
                     if pass == 0 {
                         num_chars += left;
                         area += if idx % 2 == 1 { count } else { 0 };
-                        if !self.is_string() && idx < capacity {
+                        if !is_string && idx < capacity {
                             Global::<u32>::from_address(payload_at).store(idx as usize, count);
                         }
                     } else {
@@ -181,14 +200,14 @@ impl<'a> Encoder<'a> {
                     let before;
                     (before, total) = block_exclusive_add(num_chars, masks::scratch());
                     at = self.staged + before;
-                    if !self.is_string() {
+                    if !is_string {
                         break;
                     }
                 }
             }
             self.num_counts += len;
             let mut flushed_len = 0;
-            if self.is_string() {
+            if is_string {
                 let len = self.staged + total;
                 // What is left over waits for the next window; the last one fills up with zeros.
                 let num_words = if is_last { len.div_ceil(16) } else { len / 16 };
@@ -228,36 +247,45 @@ impl<'a> Encoder<'a> {
 
     /// Number of elements of the mask, after the last window.
     #[inline(always)]
-    fn len(&self) -> u32 {
-        if self.is_string() { self.flushed + self.staged } else { self.num_counts }
+    fn len(&self, args: &MaskArgs) -> u32 {
+        if args.flags & FLAG_RLE_STRING != 0 { self.flushed + self.staged } else { self.num_counts }
     }
 }
 
-/// Makes the run lengths of every detection of the batch.
+/// Makes the run lengths of every detection of the batch. `IN_SHARED`: the cells of a mask have room in shared memory.
 ///
 /// Callers: every thread of every block.
 ///
 /// # Safety
 /// `args` holds what [`MaskArgs`] promises, and the block has the shared memory of `args.rle`.
 #[inline(always)]
-pub unsafe fn masks_rle(args: &MaskArgs, params: Params) {
-    grid::depend_wait();
-    // SAFETY: the selection has ended; the plan gave this kernel the layout's shared memory.
+pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
+    // SAFETY: the plan gave this kernel the layout's shared memory; the selection has ended where its results are read.
     unsafe {
+        // While the selection runs.
+        reset();
+        let mut geometry = prepare::<IN_SHARED>(params, 0, u32::MAX);
+        // Parts that give each warp a tile.
+        let num_columns = TILE * (thread::block_dim_x() / 32);
+        let max_parts = div_ceil(masks::kept_record().content_w, num_columns).clamp(1, layout::MAX_PARTS);
+        grid::depend_wait();
+        let args = &masks::args(params);
         let work = Work::new(args, |_, num_detections| num_detections);
         // Parts only where they all run at once: each has a room of its own (P4).
-        let mut num_parts = 1;
-        while num_parts < layout::MAX_PARTS && (num_parts + 1) * work.num_items <= thread::grid_dim_x() {
-            num_parts += 1;
-        }
+        let num_parts = div_rem(thread::grid_dim_x(), work.num_items.max(1)).0.clamp(1, max_parts);
         let mut item = thread::block_idx_x();
-        let mut copied_image = u32::MAX;
+        let mut prepared_image = 0;
         while item < work.num_items * num_parts {
             let (mask_idx, part) = div_rem(item, num_parts);
             let (image, slot) = work.image_of(mask_idx);
+            if image != prepared_image {
+                geometry = prepare::<IN_SHARED>(params, image, geometry);
+                prepared_image = image;
+            }
             let part = Part { idx: part, num: num_parts, item };
-            mask(args, params, image, slot, part, image != copied_image, work.num_items);
-            copied_image = image;
+            let args = &masks::args(params);
+            let query_idx = masks::query_of(args, masks::row_idx(args, image, slot));
+            mask(Mask::<IN_SHARED> { params, image, slot, query_idx, part }, work.num_items);
             item += thread::grid_dim_x();
         }
         if work.num_items == 0 && thread::block_idx_x() == 0 {
@@ -289,173 +317,309 @@ impl Part {
     }
 }
 
-/// Makes a part of one of `num_masks` masks; the block that makes the last part encodes the mask. `copies`: the block made
-/// none of this image just before.
+/// Readies the counters of a mask. Callers: the block's first warp, or all of it. A barrier is owed.
+///
+/// # Safety
+/// The block has the layout's shared memory.
+#[inline(always)]
+unsafe fn reset() {
+    if thread::thread_idx_x() < 32 {
+        // SAFETY: the layout has the words.
+        unsafe {
+            Stats::reset_shared();
+            Signs::reset(masks::counters(), Shared::at(layout::ODD), layout::ODD_WORDS);
+        }
+    }
+}
+
+/// Keeps the record of an image, and the weights and groups of its rows unless its geometry is the one that was `prepared`.
+/// Returns the image's geometry.
+///
+/// Callers: every thread of the block. Ends with a barrier.
+///
+/// # Safety
+/// As [`masks_rle`]; a barrier was passed since record and rows were read.
+#[track_caller]
+#[inline(always)]
+unsafe fn prepare<const IN_SHARED: bool>(params: Params, image: u32, prepared: u32) -> u32 {
+    let findings = masks::counters;
+    // SAFETY: the caller vouches for the image; arrays are filled inside their room, between barriers.
+    unsafe {
+        let args = &masks::args(params);
+        masks::keep_record(args, params, image);
+        thread::sync_threads();
+        let record = masks::kept_record();
+        if record.geometry != prepared {
+            if thread::thread_idx_x() == 0 {
+                findings().store(FINDINGS, if has_room::<IN_SHARED>(&args.rle, &record) { HAS_ROOM } else { 0 });
+            }
+            thread::sync_threads();
+            // Tables of an empty window do not exist, and single rows need no groups.
+            if !is_empty(&record) && record.flags & IMAGE_PLAIN_ROWS == 0 {
+                let (axis, has_groups) = (Axis::rows(&record, args.flags), record.window_h <= args.rle.num_groups);
+                let found = Rows::new(params, &record, image).fill(&axis, has_groups);
+                if found != 0 {
+                    findings().fetch_or(FINDINGS, found);
+                }
+            }
+            thread::sync_threads();
+        }
+        record.geometry
+    }
+}
+
+/// Whether an image's changes are found by signs: see [`HAS_ROOM`].
+#[inline(always)]
+fn has_room<const IN_SHARED: bool>(rle: &RleLayout, record: &ImageRecord) -> bool {
+    let num_words = record.window_h.div_ceil(32);
+    record.window_w * num_words <= rle.num_sign_words
+        && record.window_w <= 32 * layout::ODD_WORDS
+        && (!IN_SHARED || record.window_w * record.window_h <= rle.num_cells)
+        && tile_words(num_words) <= rle.num_tile_words
+        && record.window_h <= rle.num_groups
+        && record.flags & IMAGE_PLAIN_ROWS == 0
+        && !is_empty(record)
+}
+
+/// Whether the last pixel of a column and the first of the next are neighbors in the mask, and both are content.
+#[inline(always)]
+fn joins(record: &ImageRecord) -> bool {
+    record.offset_y == 0 && record.content_h == record.height
+}
+
+/// Flat position of the first content pixel of column `x`.
+#[inline(always)]
+fn base(record: &ImageRecord, x: u32) -> u32 {
+    (record.offset_x + x) * record.height + record.offset_y
+}
+
+/// Whether the run that reaches the bottom of column `x` ends there: it is no part of the next column's, and does not end with
+/// the mask.
+#[inline(always)]
+fn ends_at_bottom(record: &ImageRecord, x: u32) -> bool {
+    !(joins(record) && x + 1 < record.content_w) && base(record, x) + record.content_h < record.width * record.height
+}
+
+/// Whether nothing of the grid shows content: every mask is empty.
+#[inline(always)]
+fn is_empty(record: &ImageRecord) -> bool {
+    record.window_w == 0 || record.window_h == 0
+}
+
+/// The output rows: their weights, and which of them lie between which window rows.
+#[derive(Clone, Copy)]
+struct Rows {
+    params: Params,
+    image: u32,
+    groups: Shared<u32>,
+    weights: Shared<[f32; 2]>,
+    /// Whether the weights have room; else they are read from the table.
+    has_weights: bool,
+    is_bilinear: bool,
+}
+
+impl Rows {
+    /// # Safety
+    /// The running entry's arguments are those of a mask kernel, which has the shared memory of their `rle`; `record` is the
+    /// image's.
+    #[inline(always)]
+    unsafe fn new(params: Params, record: &ImageRecord, image: u32) -> Self {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let args = masks::args(params);
+            Self {
+                params,
+                image,
+                groups: Shared::at(args.rle.groups_offset),
+                weights: Shared::at(args.rle.weights_offset),
+                has_weights: record.content_h <= args.rle.num_weights,
+                is_bilinear: args.flags & FLAG_BILINEAR != 0,
+            }
+        }
+    }
+
+    /// Computes groups and weights. The group of window row `r` are the output rows whose first cell is `r`; kept is its end.
+    /// Returns [`HAS_IRREGULAR`] and [`HAS_EMPTY`] for the groups that this thread ended.
+    ///
+    /// Example: 3 rows stretched to 7 have the first cells 0 0 0 0 1 1 2, so the ends are 4, 6 and 7.
+    ///
+    /// Callers: every thread of the block. A barrier is owed.
+    ///
+    /// # Safety
+    /// As [`Rows::new`]; `axis` is the image's, and `has_groups` says whether its window's groups have room.
+    #[inline(always)]
+    unsafe fn fill(&self, axis: &Axis, has_groups: bool) -> u32 {
+        let mut found = 0;
+        let mut y = thread::thread_idx_x();
+        while y < axis.n_out {
+            let (first, count) = axis.span(y);
+            // SAFETY: both arrays have room where they say so; first cells never decrease, so each group is ended by one row.
+            unsafe {
+                if self.has_weights {
+                    // Those of rows of three cells are not used.
+                    self.weights.store(y, axis.pair(y, (first, count)));
+                }
+                let next = if y + 1 < axis.n_out { axis.span(y + 1).0 } else { axis.n_in };
+                if has_groups {
+                    let mut r = if y == 0 { 0 } else { first };
+                    while r < next {
+                        // Above two cells only the last row of a group can be, by a rounding of its bounds: `high - low` is
+                        // 2, so a third cell needs `low` within two ulp of the next cell, which the row below has passed.
+                        let is_irregular = r == first && count > 2;
+                        let end = if r < first { 0 } else { y + 1 };
+                        self.groups.store(r, end | if is_irregular { GROUP_IS_IRREGULAR } else { 0 });
+                        found |= if is_irregular { HAS_IRREGULAR } else { 0 };
+                        found |= if r != first { HAS_EMPTY } else { 0 };
+                        r += 1;
+                    }
+                }
+            }
+            y += thread::block_dim_x();
+        }
+        found
+    }
+
+    /// End of the group of window row `r`, with its flag.
+    ///
+    /// # Safety
+    /// `r` is below the window's height, and the groups have room.
+    #[inline(always)]
+    unsafe fn group_end(&self, r: u32) -> u32 {
+        // SAFETY: the caller vouches for the row.
+        unsafe { self.groups.load(r) }
+    }
+
+    /// First output row of the group of window row `r`.
+    ///
+    /// # Safety
+    /// As [`group_end`](Self::group_end).
+    #[inline(always)]
+    unsafe fn group_start(&self, r: u32) -> u32 {
+        // SAFETY: the caller vouches for the row.
+        unsafe { if r > 0 { self.group_end(r - 1) & !GROUP_IS_IRREGULAR } else { 0 } }
+    }
+
+    /// The value of content row `y`, which blends the window rows above and below it; not for irregular groups.
+    ///
+    /// # Safety
+    /// `y` is below the content's height.
+    #[inline(always)]
+    unsafe fn blend(&self, y: u32, above: f32, below: f32) -> f32 {
+        // SAFETY: the caller vouches for the row.
+        let [w0, w1] = unsafe {
+            if self.has_weights {
+                self.weights.load(y)
+            } else {
+                let geometry = Geometry::new(&masks::args(self.params), masks::kept_record(), self.image);
+                let [_, w0, w1, _] = geometry.row_entry(y);
+                [f32::from_bits(w0), f32::from_bits(w1)]
+            }
+        };
+        // A row of one cell has a second weight of zero, which changes no finite value.
+        if self.is_bilinear { math::fma(w0, above, w1 * below) } else { math::fma(below, w1, above * w0) }
+    }
+}
+
+/// Makes a part of one of `num_masks` masks; the block that makes the last part encodes the mask.
+///
+/// Callers: every thread of the block, after a barrier behind [`reset`] and [`prepare`]. Ends with both done and a barrier passed.
 ///
 /// # Safety
 /// As [`masks_rle`]; the part is the block's own.
+#[track_caller]
 #[inline(always)]
-unsafe fn mask(args: &MaskArgs, params: Params, image: u32, slot: u32, part: Part, copies: bool, num_masks: u32) {
-    let tid = thread::thread_idx_x();
+unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32) {
+    let (params, image, tid) = (mask.params, mask.image, thread::thread_idx_x());
+    let item = mask.part.item;
     // SAFETY: image, slot and part are of this launch; shared memory is used inside its layout; barriers separate the
     // phases; a part hands over no more than its room.
     unsafe {
-        let counters = masks::counters();
-        // All by the first warp, which was the last to read the mask before.
-        masks::keep_record(args, params, image, masks::row_idx(args, image, slot));
-        Stats::reset_shared();
-        if tid < 32 {
-            Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
-            if copies && tid == 0 {
-                counters.store(GROUPS_FOUND, 0);
-            }
-        }
-        let mut encoder = Encoder::new(args, image, slot);
-        let room = |item: u32| Global::<u32>::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64);
-
-        let counts = Shared::<u32>::at(layout::TILE_COUNTS);
-        let carries = Shared::<u32>::at(layout::TILE_CARRIES);
-        let starts = Shared::<u32>::at(layout::PART_STARTS);
-        let num_warps = thread::block_dim_x() / 32;
-
-        // Three ways to transitions, in one loop, so that the code that counts, places and encodes exists once: a part's go
-        // to its room, a whole mask's to shared memory, window by window, and those of parts that are merged come from the
-        // rooms.
-        let (mut part, mut copies, mut is_redone, mut is_merged) = (part, copies, false, false);
-        let mut mask = Mask { args, image, part };
-        let mut stats = Stats::EMPTY;
-        let (mut first_tile, mut handed) = (0, 0);
-        let mut is_loaded = false;
+        let mut encoder = Encoder::new(params, image, mask.slot);
+        let mut nonfinite = 0;
+        let (mut is_redone, mut is_finished) = (false, true);
         loop {
-            if !is_loaded {
-                thread::sync_threads();
-                load(args, image, part, copies);
-                mask.part = part;
-                if tid == 0 {
-                    let (live, batch) = mask.columns().extent();
-                    masks::keep_extent([live.start, live.end, batch.min(layout::MAX_TILES)]);
-                }
-                thread::sync_threads();
-                (first_tile, handed, stats, is_loaded) = (0, 0, Stats::EMPTY, true);
-            }
-            let is_part = part.num > 1 && !is_merged;
-            let [live_start, live_end, batch] = masks::kept_extent();
-            let num_tiles = div_ceil(live_end - live_start, TILE);
-            let num = if is_merged { 0 } else { (num_tiles - first_tile).min(batch) };
-            let is_last = is_merged || first_tile + num == num_tiles;
-            let mut tile = warp::warp_id();
-            while tile < num {
-                let x0 = live_start + TILE * (first_tile + tile);
-                let (count, carry, is_odd) = mask.columns().count(tile, x0, live_end, &mut stats);
-                if warp::lane_id() == 0 {
-                    counts.store(tile, count | if is_odd { TILE_IS_ODD } else { 0 });
-                    carries.store(tile, carry);
-                }
-                tile += num_warps;
-            }
+            let args = &masks::args(params);
+            let kept = masks::load_row(args, masks::row_idx(args, image, mask.slot));
+            mask.load();
+            masks::keep_row(kept);
             thread::sync_threads();
-
-            // The last run ends with the mask.
-            let total = if is_merged { starts.load(part.num) } else { warp_sum_of_tiles(counts, num) };
-            let total = total + (is_last && !is_part) as u32;
-            let mut start = 0;
-            while start < total {
-                let len = if is_part { total } else { (total - start).min(args.rle.window) };
-                let place = Place {
-                    transitions: Scratch::new(args).transitions,
-                    room: room(part.item),
-                    is_whole: !is_part,
-                    start,
-                    len: if is_part { args.part_capacity.saturating_sub(handed) } else { len },
-                    handed,
-                };
-                let mut tile = warp::warp_id();
-                while tile < num {
-                    let count = counts.load(tile);
-                    let first = warp_sum_of_tiles(counts, tile);
-                    if first < start + len && first + (count & !TILE_IS_ODD) > start {
-                        let [live_start, live_end, _] = masks::kept_extent();
-                        let x0 = live_start + TILE * (first_tile + tile);
-                        let is_odd = count & TILE_IS_ODD != 0;
-                        mask.columns().place(tile, x0, live_end, is_odd, first, carries.load(tile), &place, &mut stats);
-                    }
-                    tile += num_warps;
-                }
-                if is_merged {
-                    gather(args, room(part.item - part.idx), part.num, start, len.min(total - 1 - start));
-                }
-                let is_end = is_last && start + len == total;
-                if is_end && !is_part && tid == 0 {
-                    let record = masks::kept_record();
-                    place.at(total - 1, record.width * record.height);
-                }
-                if is_end && !is_merged {
-                    stats.add_to_shared();
-                    stats = Stats::EMPTY;
-                }
-                thread::sync_threads();
-                if !is_part {
-                    encoder.encode(len, is_end);
-                }
-                start += len;
+            let handed = mask.transitions(&mut encoder);
+            let Part { idx, num, .. } = mask.part;
+            // The first warp alone, which readies the counters for the next mask. A part that is done anew was counted before.
+            if warp::warp_id() == 0 && !is_redone {
+                nonfinite = mask.nonfinite();
             }
-            if total == 0 {
-                stats.add_to_shared();
-                stats = Stats::EMPTY;
-                // No window had a barrier; the next tiles overwrite what was summed.
-                thread::sync_threads();
-            }
-            handed += total;
-            first_tile += num;
-            if !is_last {
-                continue;
-            }
-            if !is_part {
+            if num == 1 {
                 break;
             }
 
             // The part is done. Its box is for the block that finishes the mask.
-            let row = masks::row_idx(args, image, slot);
+            let args = &masks::args(params);
+            let row = masks::row_idx(args, image, mask.slot);
             let lens = Global::<u32>::from_address(args.part_lens_at);
             if tid == 0 {
                 masks::add_stats(args, row, &Stats::of_shared());
-                masks::add_nonfinite(args, image, mask.columns().signs.nonfinite);
-                lens.store(part.item as usize, handed);
+                masks::add_nonfinite(args, image, nonfinite);
+                lens.store(item as usize, handed);
             }
-            if !masks::is_last_part(args, row, part.num) {
-                return;
+            nonfinite = 0;
+            if !masks::is_last_part(args, row, num) {
+                is_finished = false;
+                break;
             }
-            let len = if tid < part.num { lens.load((part.item - part.idx + tid) as usize) } else { 0 };
+            let first = item - idx;
+            let len = if tid < num { lens.load((first + tid) as usize) } else { 0 };
             if thread::sync_threads_or(len > args.part_capacity) {
                 // A part has no room for its transitions: the whole mask once more, in one.
-                part = Part { idx: 0, num: 1, item: part.item };
-                (copies, is_redone, is_loaded) = (false, true, false);
-                if tid < 32 {
-                    Stats::reset_shared();
-                    Signs::reset(counters, Shared::at(layout::ODD), layout::ODD_WORDS);
+                mask.part = Part { idx: 0, num: 1, item };
+                is_redone = true;
+                reset();
+                thread::sync_threads();
+                continue;
+            }
+            let starts = Shared::<u32>::at(layout::PART_STARTS);
+            if tid < 32 {
+                let before = warp_inclusive_add(len) - len;
+                if tid <= num {
+                    starts.store(tid, before);
                 }
-            } else {
-                is_merged = true;
-                if tid < 32 {
-                    let before = warp_inclusive_add(len) - len;
-                    if tid <= part.num {
-                        starts.store(tid, before);
-                    }
-                    if tid == 0 {
-                        masks::load_stats(args, row).store_box_to_shared();
-                    }
+                if tid == 0 {
+                    masks::load_stats(args, row).store_box_to_shared();
                 }
             }
+            thread::sync_threads();
+            // The last run ends with the mask.
+            let total = starts.load(num) + 1;
+            let mut start = 0;
+            while start < total {
+                let len = (total - start).min(args.rle.window);
+                let is_end = start + len == total;
+                gather(args, room(args, first), num, start, len - is_end as u32);
+                if is_end && tid == 0 {
+                    let record = masks::kept_record();
+                    Scratch::new(args).transitions.store(3 + len - 1, record.width * record.height);
+                }
+                thread::sync_threads();
+                encoder.encode(len, is_end);
+                start += len;
+            }
+            break;
         }
-        if warp::warp_id() == 0 {
-            let stats = Stats::of_shared();
-            let len = encoder.len();
-            let row = masks::row_idx(args, image, slot);
-            let lens = [encoder.offset(), len, encoder.num_counts];
-            let nonfinite = if is_redone || is_merged { 0 } else { mask.columns().signs.nonfinite };
-            masks::warp_finish_mask(args, image, row, &stats, lens, nonfinite, num_masks);
+        if is_finished && warp::warp_id() == 0 {
+            let args = &masks::args(params);
+            let row = masks::row_idx(args, image, mask.slot);
+            let lens = [encoder.offset(args), encoder.len(args), encoder.num_counts];
+            masks::warp_finish_mask(args, image, row, &Stats::of_shared(), lens, nonfinite, num_masks);
         }
+        reset();
+        thread::sync_threads();
     }
+}
+
+/// Where the part of a work item hands its transitions over.
+#[inline(always)]
+fn room(args: &MaskArgs, item: u32) -> Global<u32> {
+    Global::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64)
 }
 
 /// Fetches `len` transitions from number `start` on from the rooms of a mask's parts to the window.
@@ -497,112 +661,219 @@ unsafe fn warp_sum_of_tiles(counts: Shared<u32>, num: u32) -> u32 {
     let (mut sum, mut tile) = (0, warp::lane_id());
     while tile < num {
         // SAFETY: the caller vouches for the tiles.
-        sum += unsafe { counts.load(tile) } & !TILE_IS_ODD;
+        sum += unsafe { counts.load(tile) } & TILE_COUNT;
         tile += 32;
     }
     warp::warp_reduce_add(FULL_MASK, sum)
 }
 
-/// Copies row groups and weights, if `copies`, and loads the signs of the mask that the block keeps the record of.
-///
-/// Callers: every thread of the block. Ends with a barrier.
-///
-/// # Safety
-/// As [`mask`].
-#[track_caller]
-#[inline(always)]
-unsafe fn load(args: &MaskArgs, image: u32, part: Part, copies: bool) {
-    // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
-    unsafe {
-        let mut geometry = Geometry::new(args, masks::kept_record(), image);
-        // Tables of an empty window do not exist, and single rows need no groups.
-        if !geometry.is_empty() && geometry.record.flags & IMAGE_PLAIN_ROWS == 0 {
-            let found = geometry.share_rows(&args.rle, copies);
-            if found != 0 {
-                masks::counters().fetch_or(GROUPS_FOUND, found);
-            }
-        }
-        let window = Window::new(args, &geometry.record, image, masks::kept_query());
-        let (window_w, content_w) = (geometry.record.window_w, geometry.record.content_w);
-        let counted = part.of(window_w);
-        // The cells that the part's columns are made of, the column before it included, and those that it counts.
-        let mut columns = Span { start: 0, end: window_w };
-        if part.num > 1 {
-            let (axis, content) = (&geometry.columns, part.of(content_w));
-            let reach = axis.support + axis.scale + 1.5;
-            let start = (content.start as f32 * axis.scale - reach) as i32 - 1;
-            let end = (content.end as f32 * axis.scale + reach) as i32 + 2;
-            columns.start = (start.max(0) as u32).min(counted.start);
-            columns.end = (end.max(0) as u32).max(counted.end).min(window_w);
-        }
-        let words = has_room(&args.rle, &geometry.record).then_some(args.rle.signs_offset);
-        let odd = Shared::<u32>::at(layout::ODD);
-        let cells = cells(&args.rle, &geometry.record, window);
-        Signs::load(&cells, geometry.record.window_h, columns, counted, words, odd, masks::counters());
-    }
-}
-
-/// The cells of a mask, in shared memory if they have room.
-///
-/// # Safety
-/// The block has the shared memory of `rle`.
-#[inline(always)]
-unsafe fn cells(rle: &RleLayout, record: &ImageRecord, window: Window) -> Cells {
-    Cells {
-        window,
-        // SAFETY: the caller vouches for it.
-        shared: unsafe { Shared::at(rle.cells_offset) },
-        is_shared: record.window_w * record.window_h <= rle.num_cells,
-        num_columns: record.window_w,
-    }
-}
-
-/// Whether signs, groups and crossings of an image have room in shared memory.
-#[inline(always)]
-fn has_room(rle: &RleLayout, record: &ImageRecord) -> bool {
-    let num_words = record.window_h.div_ceil(32);
-    record.window_w * num_words <= rle.num_sign_words
-        && record.window_w <= 32 * layout::ODD_WORDS
-        && 32 * num_words <= rle.num_crossing_words
-        && record.window_h <= rle.num_groups
-}
-
-/// What the phases of one mask hand on.
+/// The part of a mask that a block makes.
 #[derive(Clone, Copy)]
-struct Mask<'a> {
-    args: &'a MaskArgs,
+struct Mask<const IN_SHARED: bool> {
+    params: Params,
     image: u32,
+    slot: u32,
+    query_idx: u32,
     part: Part,
 }
 
-impl Mask<'_> {
+impl<const IN_SHARED: bool> Mask<IN_SHARED> {
+    /// The cells of the mask.
+    ///
+    /// # Safety
+    /// The block has the shared memory of `args.rle`.
+    #[inline(always)]
+    unsafe fn cells(&self, args: &MaskArgs, record: &ImageRecord) -> Cells<IN_SHARED> {
+        Cells {
+            window: Window::new(args, record, self.image, self.query_idx),
+            // SAFETY: the caller vouches for it.
+            shared: unsafe { Shared::at(args.rle.cells_offset) },
+            num_columns: record.window_w,
+        }
+    }
+
+    /// Loads cells and signs.
+    ///
+    /// Callers: every thread of the block, after a barrier behind [`reset`]. A barrier is owed.
+    ///
+    /// # Safety
+    /// As [`mask`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn load(&self) {
+        // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
+        unsafe {
+            let args = &masks::args(self.params);
+            let record = masks::kept_record();
+            let (window_w, part) = (record.window_w, self.part);
+            let counted = part.of(window_w);
+            // The cells that the part's columns are made of, the column before it included, and those that it counts.
+            let mut columns = Span { start: 0, end: window_w };
+            if part.num > 1 {
+                let (axis, content) = (Axis::columns(&record, args.flags), part.of(record.content_w));
+                let reach = axis.support + axis.scale + 1.5;
+                let start = (content.start as f32 * axis.scale - reach) as i32 - 1;
+                let end = (content.end as f32 * axis.scale + reach) as i32 + 2;
+                columns.start = (start.max(0) as u32).min(counted.start);
+                columns.end = (end.max(0) as u32).max(counted.end).min(window_w);
+            }
+            let has_room = masks::counters().load(FINDINGS) & HAS_ROOM != 0;
+            let words = has_room.then_some(args.rle.signs_offset);
+            let odd = Shared::<u32>::at(layout::ODD);
+            Signs::load(&self.cells(args, &record), record.window_h, columns, counted, words, odd, masks::counters());
+        }
+    }
+
+    /// Cells of the part that are not finite, after a barrier behind [`load`](Self::load).
+    ///
+    /// # Safety
+    /// As [`mask`].
+    #[inline(always)]
+    unsafe fn nonfinite(&self) -> u32 {
+        // SAFETY: the caller vouches for the counters.
+        unsafe { Signs::loaded(Shared::at(0), 0, Shared::at(layout::ODD), masks::counters()).nonfinite }
+    }
+
     /// The mask's columns, as one phase sees them: everything is read anew.
     ///
     /// # Safety
-    /// The block keeps the record.
+    /// The block keeps the record, and a barrier was passed since [`load`](Self::load).
     #[inline(always)]
-    unsafe fn columns(&self) -> Columns {
-        let args = self.args;
-        // SAFETY: the caller vouches for the record; `copies` is not asked for.
+    unsafe fn columns(&self) -> Columns<IN_SHARED> {
+        // SAFETY: the caller vouches for the record.
         unsafe {
-            let mut geometry = Geometry::new(args, masks::kept_record(), self.image);
-            geometry.share_rows(&args.rle, false);
-            let record = geometry.record;
-            let has_room = has_room(&args.rle, &record);
+            let args = &masks::args(self.params);
+            let record = masks::kept_record();
             let (counters, odd) = (masks::counters(), Shared::at(layout::ODD));
-            let found = counters.load(GROUPS_FOUND);
-            let words = Shared::at(args.rle.signs_offset);
+            let found = counters.load(FINDINGS);
+            let is_fast = found & (HAS_ROOM | HAS_EMPTY) == HAS_ROOM;
+            // Rows of which a tile keeps changes: those of the window, or of the content if they have room.
+            let content_words = record.content_h.div_ceil(32);
+            let num_words = match (is_fast, 32 * (1 + content_words) <= args.rle.num_tile_words) {
+                (true, _) => record.window_h.div_ceil(32),
+                (false, true) => content_words,
+                (false, false) => 0,
+            };
             Columns {
-                geometry,
-                cells: cells(&args.rle, &record, Window::new(args, &record, self.image, masks::kept_query())),
-                signs: Signs::loaded(words, record.window_h.div_ceil(32), odd, counters),
-                part: self.part.of(record.content_w),
-                crossings: Shared::at(args.rle.crossings_offset),
-                num_crossing_words: args.rle.num_crossing_words,
-                is_fast: has_room && record.flags & IMAGE_PLAIN_ROWS == 0 && found & HAS_EMPTY == 0,
+                mask: *self,
+                is_bilinear: args.flags & FLAG_BILINEAR != 0,
+                tiles_offset: args.rle.tiles_offset,
+                num_tile_words: args.rle.num_tile_words,
+                cells: self.cells(args, &record),
+                signs: Signs::loaded(Shared::at(args.rle.signs_offset), record.window_h.div_ceil(32), odd, counters),
+                tiles: Shared::at(args.rle.tiles_offset),
+                window_h: record.window_h,
+                is_fast,
+                num_words,
                 has_irregular: found & HAS_IRREGULAR != 0,
-                joins: record.offset_y == 0 && record.content_h == record.height,
-                num_pixels: record.width * record.height,
+            }
+        }
+    }
+
+    /// Tables and cells for what is computed pixel by pixel. It is rare, so nothing of it is held beside the rest.
+    ///
+    /// # Safety
+    /// As [`columns`](Self::columns).
+    #[inline(always)]
+    unsafe fn plain(&self) -> (Geometry, Cells<IN_SHARED>) {
+        // SAFETY: the caller vouches for the record.
+        unsafe {
+            let (args, record) = (&masks::args(self.params), masks::kept_record());
+            (Geometry::new(args, record, self.image), self.cells(args, &record))
+        }
+    }
+
+    /// Makes the transitions of the part, batch of tiles by batch, window by window: those of a whole mask go to the encoder,
+    /// those of a part to its room. Returns their number; above the room's capacity some are missing there.
+    ///
+    /// Callers: every thread of the block, after a barrier behind [`load`](Self::load). Ends with a barrier.
+    ///
+    /// # Safety
+    /// As [`mask`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn transitions(&self, encoder: &mut Encoder) -> u32 {
+        let (tid, is_whole) = (thread::thread_idx_x(), self.part.num == 1);
+        let num_warps = thread::block_dim_x() / 32;
+        // SAFETY: the caller vouches for the mask; barriers separate the phases.
+        unsafe {
+            let (counts, carries) =
+                (Shared::<u32>::at(layout::TILE_COUNTS), Shared::<u32>::at(layout::TILE_CARRIES));
+            let (live, batch) = self.columns().extent();
+            let num_tiles = div_ceil(live.end - live.start, TILE);
+            let (mut first_tile, mut handed) = (0, 0);
+            loop {
+                let num = (num_tiles - first_tile).min(batch);
+                let is_last = first_tile + num == num_tiles;
+                let batch_x = live.start + TILE * first_tile;
+                let (columns, mut stats) = (self.columns(), Stats::EMPTY);
+                let mut tile = warp::warp_id();
+                while tile < num {
+                    let (count, carry) = columns.count(tile, batch_x + TILE * tile, live.end, &mut stats);
+                    if warp::lane_id() == 0 {
+                        counts.store(tile, count);
+                        carries.store(tile, carry);
+                    }
+                    tile += num_warps;
+                }
+                stats.add_to_shared();
+                thread::sync_threads();
+
+                // The last run ends with the mask.
+                let total = warp_sum_of_tiles(counts, num) + (is_last && is_whole) as u32;
+                let mut start = 0;
+                while start < total {
+                    let args = &masks::args(self.params);
+                    let len = (total - start).min(args.rle.window);
+                    let is_end = is_last && is_whole && start + len == total;
+                    let place = Place { transitions: Scratch::new(args).transitions, start, len };
+                    let columns = self.columns();
+                    let mut tile = warp::warp_id();
+                    while tile < num {
+                        let count = counts.load(tile);
+                        let first = warp_sum_of_tiles(counts, tile);
+                        if first < start + len && first + (count & TILE_COUNT) > start {
+                            let x0 = batch_x + TILE * tile;
+                            columns.list(tile, x0, live.end, count, first, carries.load(tile), &place);
+                        }
+                        tile += num_warps;
+                    }
+                    if is_end && tid == 0 {
+                        let record = masks::kept_record();
+                        place.at(total - 1, record.width * record.height);
+                    }
+                    thread::sync_threads();
+                    let args = &masks::args(self.params);
+                    let room = room(args, self.part.item);
+                    let (columns, record, mut stats) = (self.columns(), masks::kept_record(), Stats::EMPTY);
+                    let rows = Rows::new(self.params, &record, self.image);
+                    let mut i = tid;
+                    while i < len {
+                        let position = columns.find(&rows, &record, batch_x, place.transitions.load(3 + i), &mut stats);
+                        let at = handed + start + i;
+                        if is_whole {
+                            place.transitions.store(3 + i, position);
+                        } else if at < args.part_capacity {
+                            room.store(at as usize, position);
+                        }
+                        i += thread::block_dim_x();
+                    }
+                    stats.add_to_shared();
+                    thread::sync_threads();
+                    if is_whole {
+                        encoder.encode(len, is_end);
+                    }
+                    start += len;
+                }
+                handed += total;
+                first_tile += num;
+                if is_last {
+                    return handed;
+                }
+                if total == 0 {
+                    // No window had a barrier; the next tiles overwrite what was summed.
+                    thread::sync_threads();
+                }
             }
         }
     }
@@ -612,90 +883,92 @@ impl Mask<'_> {
 #[derive(Clone, Copy)]
 struct Place {
     transitions: Shared<u32>,
-    /// Where the transitions of a part go.
-    room: Global<u32>,
-    is_whole: bool,
     start: u32,
     len: u32,
-    /// Transitions that are in the room already.
-    handed: u32,
 }
 
 impl Place {
-    /// Whether transition `idx` is in the window.
-    #[inline(always)]
-    fn has(&self, idx: u32) -> bool {
-        idx >= self.start && idx - self.start < self.len
-    }
-
-    /// Writes transition `idx`, if it is in the window.
+    /// Lists transition `idx`, if it is in the window.
     ///
     /// # Safety
-    /// Nobody else writes it.
+    /// Nobody else lists it.
     #[inline(always)]
-    unsafe fn at(&self, idx: u32, position: u32) {
-        if self.has(idx) {
-            // SAFETY: inside the window, behind the three words before it; or inside the room.
-            unsafe {
-                if self.is_whole {
-                    self.transitions.store(3 + idx - self.start, position);
-                } else {
-                    self.room.store((self.handed + idx) as usize, position);
-                }
-            }
+    unsafe fn at(&self, idx: u32, transition: u32) {
+        // Below the window's start the difference is above any length.
+        let i = idx.wrapping_sub(self.start);
+        if i < self.len {
+            // SAFETY: inside the window, behind the three words before it.
+            unsafe { self.transitions.store(3 + i, transition) };
         }
     }
 }
 
-/// What [`Columns::store_crossings`] found in a column.
-struct Found {
-    /// Changes of state, from background above the first row on.
-    count: u32,
-    /// First state.
-    top: bool,
-    /// Last state.
-    bottom: bool,
-    /// Whether any row is foreground.
-    any: bool,
-    /// The column must be evaluated pixel by pixel; the rest means nothing.
-    is_odd: bool,
+/// Words of a tile of columns that have `num_words` words of changes: each lane's table entry, its number of transitions before,
+/// and the changes.
+#[inline(always)]
+fn tile_words(num_words: u32) -> u32 {
+    TILE_ENTRY_WORDS + 32 * (1 + num_words)
+}
+
+/// The bits below bit `i` and the bit itself, each as the parity of the bits up to it: changes become states.
+#[inline(always)]
+fn states_of(changes: u32) -> u32 {
+    let mut states = changes;
+    states ^= states << 1;
+    states ^= states << 2;
+    states ^= states << 4;
+    states ^= states << 8;
+    states ^ states << 16
 }
 
 /// The columns of one mask.
-struct Columns {
-    geometry: Geometry,
-    cells: Cells,
+struct Columns<const IN_SHARED: bool> {
+    mask: Mask<IN_SHARED>,
+    is_bilinear: bool,
+    tiles_offset: u32,
+    num_tile_words: u32,
+    cells: Cells<IN_SHARED>,
     signs: Signs,
-    /// The content columns of the part.
-    part: Span,
-    crossings: Shared<u32>,
-    num_crossing_words: u32,
-    /// Signs and crossings can be used.
+    tiles: Shared<u32>,
+    window_h: u32,
+    /// Changes are those of window rows; else they are those of output rows.
     is_fast: bool,
+    /// Words of a column's changes; 0 if they have no room.
+    num_words: u32,
     has_irregular: bool,
-    /// The last pixel of a column and the first of the next are neighbors in the mask, and both are content.
-    joins: bool,
-    num_pixels: u32,
 }
 
-impl Columns {
-    /// The columns to look at, and how many tiles have room for their crossings.
+impl<const IN_SHARED: bool> Columns<IN_SHARED> {
+    /// The columns to look at, and how many tiles have room.
+    ///
+    /// # Safety
+    /// As [`Mask::columns`].
     #[inline(always)]
-    fn extent(&self) -> (Span, u32) {
-        let tile_words = 32 * if self.is_fast { self.signs.num_words.max(1) } else { 1 };
-        // SAFETY: a tile has words.
-        (self.live(), unsafe { div_rem(self.num_crossing_words, tile_words).0 })
+    unsafe fn extent(&self) -> (Span, u32) {
+        // SAFETY: a tile has words; the caller vouches for the record.
+        unsafe {
+            let (batch, _) = div_rem(self.num_tile_words, self.tile_words());
+            (self.live(), batch.min(layout::MAX_TILES))
+        }
     }
 
     /// Content columns that may have foreground, and at least one more behind them if there is one.
+    ///
+    /// # Safety
+    /// As [`Mask::columns`].
     #[inline(always)]
-    fn live(&self) -> Span {
-        let none = Span { start: self.part.start, end: self.part.start };
-        if self.geometry.is_empty() {
+    unsafe fn live(&self) -> Span {
+        // SAFETY: the caller vouches for the record; a mask has parts.
+        let (record, part) = unsafe {
+            let record = masks::kept_record();
+            (record, self.mask.part.of(record.content_w))
+        };
+        let none = Span { start: part.start, end: part.start };
+        if is_empty(&record) {
             return none;
         }
         if !self.is_fast {
-            return self.part;
+            return part;
         }
         let live = self.signs.live;
         if live.end == 0 {
@@ -703,172 +976,233 @@ impl Columns {
         }
         // An estimate that is never too narrow: the filter reaches `support` cells from a center; rounding is far below
         // the cell and the columns added.
-        let axis = &self.geometry.columns;
-        let reach = axis.support + 1.5;
-        let start = math::div(live.start as f32 - reach, axis.scale) as i32 - 2;
-        let end = math::div(live.end as f32 + reach, axis.scale) as i32 + 3;
-        let start = (start.max(0) as u32).max(self.part.start).min(self.part.end);
-        Span { start, end: (end.max(0) as u32).min(self.part.end).max(start) }
+        let reach = record.support_x + 1.5;
+        let start = ((live.start as f32 - reach) * record.columns_per_cell) as i32 - 2;
+        let end = ((live.end as f32 + reach) * record.columns_per_cell) as i32 + 3;
+        let start = (start.max(0) as u32).max(part.start).min(part.end);
+        Span { start, end: (end.max(0) as u32).min(part.end).max(start) }
     }
 
-    /// Flat position of the first content pixel of column `x`.
+    /// Words of a tile: without room for changes only the numbers before.
     #[inline(always)]
-    fn base(&self, x: u32) -> u32 {
-        (self.geometry.record.offset_x + x) * self.geometry.record.height + self.geometry.record.offset_y
+    fn tile_words(&self) -> u32 {
+        if self.is_fast { tile_words(self.num_words) } else { 32 * (1 + self.num_words) }
     }
 
-    /// Whether the run that reaches the bottom of column `x` ends there: it is no part of the next column's, and does not
-    /// end with the mask.
+    /// Where a tile keeps the table entries of its columns.
+    ///
+    /// # Safety
+    /// The tile has room.
     #[inline(always)]
-    fn ends_at_bottom(&self, x: u32) -> bool {
-        let record = &self.geometry.record;
-        !(self.joins && x + 1 < record.content_w) && self.base(x) + record.content_h < self.num_pixels
+    unsafe fn entries(&self, tile: u32) -> Shared<[u32; 4]> {
+        // SAFETY: tiles begin at multiples of 128 bytes.
+        unsafe { Shared::at(self.tiles_offset + 4 * tile * self.tile_words()) }
     }
 
-    /// Where this lane's crossings of word `k` lie.
+    /// Where this lane's number of transitions before lies; its word `k` of changes is 32 (1 + k) behind.
     #[inline(always)]
-    fn crossing_idx(&self, tile: u32, k: u32) -> u32 {
-        (tile * self.signs.num_words + k) * 32 + warp::lane_id()
+    fn column_idx(&self, tile: u32) -> u32 {
+        tile * self.tile_words() + if self.is_fast { TILE_ENTRY_WORDS } else { 0 } + warp::lane_id()
     }
 
-    /// Counts the transitions of a tile of columns, and stores where they are: the number, each column's state before its
-    /// first row as a bit of its lane, and whether the columns are evaluated pixel by pixel.
+    /// Counts the transitions of a tile of columns, and stores where they are. Returns their number with its flags, and each
+    /// column's state before its first row as a bit of its lane.
     ///
     /// Lane 0 has the column before the tile, for its last state only.
     ///
     /// Callers: every lane of a warp.
     ///
     /// # Safety
-    /// The tile has room for its crossings; `x0` is below `x_end`.
+    /// The tile has room; `x0` is below `x_end`.
     #[track_caller]
     #[inline(always)]
-    unsafe fn count(&self, tile: u32, x0: u32, x_end: u32, stats: &mut Stats) -> (u32, u32, bool) {
-        let record = &self.geometry.record;
+    unsafe fn count(&self, tile: u32, x0: u32, x_end: u32, stats: &mut Stats) -> (u32, u32) {
         let lane = warp::lane_id();
         let is_looked_at = x0 + lane > 0 && x0 + lane - 1 < x_end;
         let is_column = is_looked_at && lane > 0;
         let x = if is_looked_at { x0 + lane - 1 } else { x0 };
-        // SAFETY: columns are inside the content, rows inside the window; a lane reads and writes its own crossings.
+        let at = self.column_idx(tile);
+        // SAFETY: columns are inside the content, rows inside the window; a lane reads and writes its own words.
         unsafe {
-            let column = self.geometry.column(x);
-            let mut is_odd = !self.is_fast;
-            // The column's changes from background, its first and its last state.
-            let (mut count, mut top, mut bottom) = (0, false, false);
-            if self.is_fast && is_looked_at {
-                let found = self.store_crossings(tile, &column);
-                (count, top, bottom, is_odd) = (found.count, found.top, found.bottom, found.is_odd);
-                if found.any && is_column {
+            // The column's changes from background, and its first state.
+            let (mut count, mut top, mut flag) = (0, 0, 0);
+            if self.is_fast {
+                let entry = self.entry(x);
+                self.entries(tile).store(lane, entry);
+                let column = Taps::new(entry, self.cells.num_columns, self.is_bilinear);
+                let is_odd;
+                (count, top, is_odd) = self.store_changes(at, &column);
+                if warp::warp_vote_any(FULL_MASK, is_odd && is_looked_at) {
+                    let content_h = masks::kept_record().content_h;
+                    flag = if content_h <= 32 * self.num_words { TILE_IS_PLAIN } else { TILE_IS_WALKED };
+                } else if count > 0 && is_column {
+                    let record = masks::kept_record();
                     // Rows come with the positions, but for those that have none.
                     let (first, last) = (record.offset_y, record.offset_y + record.content_h);
-                    let at = record.offset_x + x;
-                    let (low, high) = (if top { first } else { u32::MAX }, if bottom { last } else { 0 });
-                    stats.add(0, [at, low, at + 1, high]);
+                    let x = record.offset_x + x;
+                    let (low, high) = (if top != 0 { first } else { u32::MAX }, if count & 1 != 0 { last } else { 0 });
+                    stats.add(0, [x, low, x + 1, high]);
                 }
+            } else {
+                flag = if self.num_words > 0 { TILE_IS_PLAIN } else { TILE_IS_WALKED };
             }
-            let is_odd = warp::warp_vote_any(FULL_MASK, is_odd);
-            if is_odd {
-                (count, top, bottom) = (0, false, false);
-                let mut y = if is_column { 0 } else { record.content_h - 1 };
-                while is_looked_at && y < record.content_h {
-                    let state = self.cells.window.is_foreground(&self.geometry, &column, y);
-                    if state && is_column {
-                        let at = (record.offset_x + x, record.offset_y + y);
-                        stats.add(0, [at.0, at.1, at.0 + 1, at.1 + 1]);
+            if flag != 0 {
+                let record = masks::kept_record();
+                (count, top) = (0, 0);
+                let mut k = 0;
+                while k < self.num_words {
+                    self.tiles.store(at + 32 * (1 + k), 0);
+                    k += 1;
+                }
+                let start = if is_column { 0 } else { record.content_h - 1 };
+                let (x, y0) = (record.offset_x + x, record.offset_y);
+                self.walk(x - record.offset_x, if is_looked_at { start } else { record.content_h }, false, |y, state| {
+                    count += 1;
+                    top |= (y == 0) as u32;
+                    if is_column {
+                        stats.add(0, if state { [x, y0 + y, x + 1, y0 + y + 1] } else { [u32::MAX, u32::MAX, 0, y0 + y] });
+                        if flag == TILE_IS_PLAIN {
+                            let word = at + 32 * (1 + y / 32);
+                            self.tiles.store(word, self.tiles.load(word) | 1 << (y % 32));
+                        }
                     }
-                    top |= state && y == 0;
-                    count += (state != bottom) as u32;
-                    bottom = state;
-                    y += 1;
+                });
+                if is_column && count & 1 != 0 {
+                    stats.add(0, [u32::MAX, u32::MAX, 0, y0 + record.content_h]);
                 }
             }
-            let bottoms = warp::warp_vote_ballot(FULL_MASK, bottom);
-            let before = self.joins && bottoms << 1 >> lane & 1 != 0;
+            let is_bottom = is_looked_at && count & 1 != 0;
+            let bottoms = warp::warp_vote_ballot(FULL_MASK, is_bottom);
+            let record = masks::kept_record();
+            let before = if joins(&record) { bottoms << 1 } else { 0 };
+            let is_before = before >> lane & 1 != 0;
             // The first row was compared with background.
-            count = count + (top != before) as u32 - top as u32 + (bottom && self.ends_at_bottom(x)) as u32;
-            if is_odd {
-                self.crossings.store(self.odd_idx(tile), count);
-            } else if before && is_column {
-                let idx = self.crossing_idx(tile, 0);
-                self.crossings.store(idx, self.crossings.load(idx) ^ 1);
+            if is_before && is_column && flag != TILE_IS_WALKED {
+                let word = at + 32;
+                self.tiles.store(word, self.tiles.load(word) ^ 1);
             }
-            let total = warp::warp_reduce_add(FULL_MASK, if is_column { count } else { 0 });
-            (total, warp::warp_vote_ballot(FULL_MASK, before), is_odd)
+            count = count + ((top != 0) != is_before) as u32 - top + (is_bottom && ends_at_bottom(&record, x)) as u32;
+            let up_to = warp_inclusive_add(if is_column { count } else { 0 });
+            self.tiles.store(at, up_to - if is_column { count } else { 0 });
+            (warp::warp_shuffle_idx(FULL_MASK, up_to, 31) | flag, before)
         }
     }
 
-    /// Where a lane of an odd tile keeps its number of transitions.
+    /// The table entry of a column, without the table: that would have to be waited for.
+    ///
+    /// # Safety
+    /// As [`Columns::count`].
     #[inline(always)]
-    fn odd_idx(&self, tile: u32) -> u32 {
-        let words = if self.is_fast { self.signs.num_words } else { 1 };
-        tile * words * 32 + warp::lane_id()
+    unsafe fn entry(&self, x: u32) -> [u32; 4] {
+        // SAFETY: the caller vouches for the record.
+        let axis = unsafe { Axis::columns(&masks::kept_record(), masks::args(self.mask.params).flags) };
+        let (first, count) = axis.span(x);
+        if count > 2 {
+            return axis.entry(x);
+        }
+        let [w0, w1] = axis.pair(x, (first, count));
+        [first | count << 16, w0.to_bits(), w1.to_bits(), 0]
+    }
+
+    /// Calls `visit(y, state)` for every content row from `start` on where column `x` changes from the state before, which is
+    /// `state` at first: the plain way.
+    ///
+    /// # Safety
+    /// As [`Columns::count`].
+    #[inline(always)]
+    unsafe fn walk(&self, x: u32, start: u32, mut state: bool, mut visit: impl FnMut(u32, bool)) {
+        // SAFETY: the caller vouches for the column.
+        unsafe {
+            let (geometry, cells) = self.mask.plain();
+            let column = geometry.column(x);
+            let mut y = start;
+            while y < geometry.record.content_h {
+                if cells.window.is_foreground(&geometry, &column, y) != state {
+                    state = !state;
+                    visit(y, state);
+                }
+                y += 1;
+            }
+        }
     }
 
     /// The bits of word `k` that are window rows.
     #[inline(always)]
     fn row_bits(&self, k: u32) -> u32 {
-        let left = self.geometry.record.window_h - 32 * k;
+        let left = self.window_h - 32 * k;
         if left >= 32 { u32::MAX } else { (1 << left) - 1 }
     }
 
-    /// Stores where the signs of a column change, as if above it were background, without the changes that no output row
-    /// shows.
+    /// Stores, from word `at + 32` on, where the signs of a column change, as if above it were background, without the changes
+    /// that no output row shows. Returns their number, the first state, and whether the column must be evaluated pixel by pixel:
+    /// then the rest means nothing.
     ///
     /// # Safety
     /// As [`Columns::count`].
     #[inline(always)]
-    unsafe fn store_crossings(&self, tile: u32, column: &Taps) -> Found {
-        let num_words = self.signs.num_words;
-        let last = self.geometry.record.window_h - 1;
-        // SAFETY: the caller vouches for tile and column; groups are those of window rows.
+    unsafe fn store_changes(&self, at: u32, column: &Taps) -> (u32, u32, bool) {
+        // SAFETY: the caller vouches for tile and column.
         unsafe {
-            let mut found =
-                Found { count: 0, top: false, bottom: false, any: false, is_odd: self.signs.is_odd(column) };
-            if found.is_odd {
-                return found;
-            }
-            // The word before, this one and the next; of the word before, also what of it is shown.
-            let (mut before, mut word, mut shown_before) = (0, 0, 0);
+            let mut is_odd = self.signs.is_odd(column);
+            let (mut count, mut top, mut islands) = (0, 0, 0);
+            let (mut state, mut change) = (0, 0);
             let mut k = 0;
-            while k <= num_words {
-                let mut next = 0;
-                if k < num_words {
-                    let (signs, is_tiny) = self.signs.column(&self.cells, column, k);
-                    next = signs;
-                    found.is_odd |= is_tiny;
+            while k < self.num_words {
+                let (first, second) = (self.signs.word(column.first, k), self.signs.word(column.second, k));
+                let (mut word, mut mixed) = (first & second, first ^ second);
+                while mixed != 0 {
+                    let bit = mixed.trailing_zeros();
+                    mixed &= mixed - 1;
+                    let value = self.cells.stretched(column, 32 * k + bit);
+                    word |= ((value > 0.0) as u32) << bit;
+                    // Positive and tiny.
+                    is_odd |= value.to_bits().wrapping_sub(1) < TINY.to_bits() - 1;
                 }
-                if k > 0 {
-                    let rows = self.row_bits(k - 1);
-                    // Rows that differ from both neighbors, but for the first and the last, which show.
-                    let below = word >> 1 | next << 31;
-                    let mut islands = (word ^ (word << 1 | before >> 31)) & (word ^ below) & rows;
-                    if k == 1 {
-                        islands &= !1;
-                    }
-                    if k - 1 == last / 32 {
-                        islands &= !(1 << (last % 32));
-                    }
-                    let mut shown = word;
-                    if islands != 0 {
-                        shown ^= self.hidden(column, 32 * (k - 1), islands, word);
-                    }
-                    if self.has_irregular {
-                        let changes = word ^ below;
-                        // Bits of the word's rows and of two below.
-                        let asked = changes | changes >> 1 | (next ^ next >> 1) << 31;
-                        found.is_odd |= !self.is_monotone(column, 32 * (k - 1), asked & rows, word, below);
-                    }
-                    let crossings = (shown ^ (shown << 1 | shown_before >> 31)) & rows;
-                    self.crossings.store(self.crossing_idx(tile, k - 1), crossings);
-                    found.count += crossings.count_ones();
-                    found.any |= shown != 0;
-                    found.top |= k == 1 && shown & 1 != 0;
-                    found.bottom = shown >> (last % 32) & 1 != 0;
-                    shown_before = shown;
-                }
-                (before, word) = (word, next);
+                let changes = (word ^ (word << 1 | state)) & self.row_bits(k);
+                // Two changes in a row make an island, unless they are the first row's, which shows.
+                let is_first = (k == 0) as u32;
+                islands |= changes & ((changes & !is_first) << 1 | change);
+                top |= word & is_first;
+                count += changes.count_ones();
+                self.tiles.store(at + 32 * (1 + k), changes);
+                (state, change) = (word >> 31, changes >> 31);
                 k += 1;
             }
-            found
+            if self.has_irregular {
+                is_odd |= !self.is_monotone(at, column);
+            }
+            if islands != 0 && !is_odd {
+                count = self.hide_islands(at, column);
+            }
+            (count, top, is_odd)
+        }
+    }
+
+    /// Takes the islands that no output row shows out of a column's changes. Returns the number of changes that are left.
+    ///
+    /// # Safety
+    /// As [`Columns::store_changes`].
+    #[inline(always)]
+    unsafe fn hide_islands(&self, at: u32, column: &Taps) -> u32 {
+        // SAFETY: the caller vouches for tile and column; an island has window rows above and below.
+        unsafe {
+            let (mut count, mut state, mut shown_state) = (0, 0, 0);
+            let mut changes = self.tiles.load(at + 32);
+            let mut k = 0;
+            while k < self.num_words {
+                let next = if k + 1 < self.num_words { self.tiles.load(at + 32 * (2 + k)) } else { 0 };
+                let rows = self.row_bits(k);
+                let word = (states_of(changes) ^ 0u32.wrapping_sub(state)) & rows;
+                let is_first = (k == 0) as u32;
+                let islands = changes & !is_first & (changes >> 1 | next << 31);
+                let shown = word ^ self.hidden(column, 32 * k, islands, word);
+                let shown_changes = (shown ^ (shown << 1 | shown_state)) & rows;
+                self.tiles.store(at + 32 * (1 + k), shown_changes);
+                count += shown_changes.count_ones();
+                (state, shown_state, changes) = (word >> 31, shown >> 31, next);
+                k += 1;
+            }
+            count
         }
     }
 
@@ -876,7 +1210,7 @@ impl Columns {
     /// shows in the output row above its own group, or in the first of its group.
     ///
     /// # Safety
-    /// As [`Columns::count`].
+    /// As [`Columns::store_changes`].
     #[inline(always)]
     unsafe fn hidden(&self, column: &Taps, first_row: u32, islands: u32, word: u32) -> u32 {
         let (mut rest, mut hidden) = (islands, 0);
@@ -885,168 +1219,161 @@ impl Columns {
             rest &= rest - 1;
             // SAFETY: an island has window rows above and below, and every group has output rows.
             unsafe {
-                let y = self.geometry.group_end(first_row + bit - 1) & !GROUP_IS_IRREGULAR;
+                let (geometry, cells) = self.mask.plain();
+                let rows = Rows::new(self.mask.params, &geometry.record, self.mask.image);
+                let y = rows.group_start(first_row + bit);
                 let is_positive = word >> bit & 1 != 0;
-                let is_shown = (self.cells.pixel(&self.geometry, column, y - 1) > 0.0) == is_positive
-                    || (self.cells.pixel(&self.geometry, column, y) > 0.0) == is_positive;
+                let is_shown = (cells.pixel(&geometry, column, y - 1) > 0.0) == is_positive
+                    || (cells.pixel(&geometry, column, y) > 0.0) == is_positive;
                 hidden |= (!is_shown as u32) << bit;
             }
         }
         hidden
     }
 
-    /// Whether the rows of the irregular groups among `asked` have the states that the signs of their window rows say: the
-    /// first's (`word`), then the second's (`below`). The last row of such a group has three cells, the third with next to
-    /// no weight.
+    /// Whether the rows of the irregular groups beside a column's changes have the states that the signs of their window rows
+    /// say. The last row of such a group has three cells, the third with next to no weight.
     ///
     /// # Safety
-    /// As [`Columns::count`].
+    /// As [`Columns::store_changes`].
     #[inline(always)]
-    unsafe fn is_monotone(&self, column: &Taps, first_row: u32, asked: u32, word: u32, below: u32) -> bool {
-        let (mut rest, mut is_monotone) = (asked, true);
-        while rest != 0 {
-            let bit = rest.trailing_zeros();
-            rest &= rest - 1;
-            let r = first_row + bit;
-            // SAFETY: rows of the group, which has a window row below.
-            unsafe {
-                let end = self.geometry.group_end(r);
-                if r + 1 == self.geometry.record.window_h || end & GROUP_IS_IRREGULAR == 0 {
-                    continue;
+    unsafe fn is_monotone(&self, at: u32, column: &Taps) -> bool {
+        let (mut is_monotone, mut state) = (true, false);
+        // Whether the window rows above change.
+        let mut r = 0;
+        // SAFETY: rows of the group, which has a window row below.
+        unsafe {
+            let (geometry, cells) = self.mask.plain();
+            let rows = Rows::new(self.mask.params, &geometry.record, self.mask.image);
+            while r + 1 < self.window_h {
+                let changes = |r: u32| {
+                    r < self.window_h && self.tiles.load(at + 32 * (1 + r / 32)) >> (r % 32) & 1 != 0
+                };
+                state ^= changes(r);
+                let end = rows.group_end(r);
+                if end & GROUP_IS_IRREGULAR != 0 && (changes(r + 1) || changes(r + 2)) {
+                    let (end, start) = (end & !GROUP_IS_IRREGULAR, rows.group_start(r));
+                    let (from, to) = (state, state ^ changes(r + 1));
+                    let last = cells.pixel(&geometry, column, end - 1) > 0.0;
+                    let is_first = end - 1 == start;
+                    is_monotone &= last == to
+                        || from != to && (is_first || (cells.pixel(&geometry, column, end - 2) > 0.0) == from);
                 }
-                let (end, start) = (end & !GROUP_IS_IRREGULAR, self.group_start(r));
-                let (from, to) = (word >> bit & 1 != 0, below >> bit & 1 != 0);
-                let last = self.cells.pixel(&self.geometry, column, end - 1) > 0.0;
-                let is_first = end - 1 == start;
-                is_monotone &= last == to
-                    || from != to && (is_first || (self.cells.pixel(&self.geometry, column, end - 2) > 0.0) == from);
+                r += 1;
             }
         }
         is_monotone
     }
 
-    /// First output row of the group of window row `r`.
-    ///
-    /// # Safety
-    /// `r` is below the window's height.
-    #[inline(always)]
-    unsafe fn group_start(&self, r: u32) -> u32 {
-        // SAFETY: the caller vouches for the row.
-        unsafe { if r > 0 { self.geometry.group_end(r - 1) & !GROUP_IS_IRREGULAR } else { 0 } }
-    }
-
-    /// Places those transitions of a tile that are in a window; `first` is the index of its first. `is_odd` and `carry` are
-    /// what was found when they were counted.
-    ///
-    /// Callers: every lane of a warp.
+    /// Lists those transitions of a tile that are in a window; `first` is the index of its first. `count` and `carry` are what
+    /// [`count`](Self::count) returned.
     ///
     /// # Safety
     /// The tile was counted.
-    #[track_caller]
     #[allow(clippy::too_many_arguments, reason = "a tile, what was counted of it, and where it goes")]
     #[inline(always)]
-    unsafe fn place(
-        &self,
-        tile: u32,
-        x0: u32,
-        x_end: u32,
-        is_odd: bool,
-        first: u32,
-        carry: u32,
-        place: &Place,
-        stats: &mut Stats,
-    ) {
-        let record = &self.geometry.record;
+    unsafe fn list(&self, tile: u32, x0: u32, x_end: u32, count: u32, first: u32, carry: u32, place: &Place) {
         let lane = warp::lane_id();
         let x = (x0 + lane).wrapping_sub(1);
-        let is_column = lane > 0 && x < x_end;
-        let before = carry >> lane & 1 != 0;
-        // SAFETY: columns are inside the content; crossings were stored by this lane's twin in `count`.
+        if lane == 0 || x >= x_end {
+            return;
+        }
+        let at = self.column_idx(tile);
+        // SAFETY: the caller vouches for the record.
+        let record = unsafe { masks::kept_record() };
+        let base = base(&record, x);
+        let is_plain = count & TILE_IS_PLAIN != 0;
+        // SAFETY: columns are inside the content; changes were stored by this lane's twin in `count`.
         unsafe {
-            let mut count = 0;
-            let mut ends = false;
-            if is_column && is_odd {
-                count = self.crossings.load(self.odd_idx(tile));
-            } else if is_column {
-                let mut k = 0;
-                while k < self.signs.num_words {
-                    count += self.crossings.load(self.crossing_idx(tile, k)).count_ones();
-                    k += 1;
-                }
-                ends = (count & 1 != 0) != before && self.ends_at_bottom(x);
-                count += ends as u32;
+            let mut idx = first + self.tiles.load(at);
+            let mut state = carry >> lane & 1 != 0;
+            if count & TILE_IS_WALKED != 0 {
+                let before = state;
+                self.walk(x, 0, before, |y, visited| {
+                    state = visited;
+                    place.at(idx, base + y);
+                    idx += 1;
+                });
             }
-            let mut idx = first + warp_inclusive_add(count) - count;
-            if count == 0 || idx >= place.start + place.len || idx + count <= place.start {
-                return;
-            }
-            let base = self.base(x);
-            let column = self.geometry.column(x);
-            let mut state = before;
-            if is_odd {
-                let mut y = 0;
-                while y < record.content_h {
-                    if self.cells.window.is_foreground(&self.geometry, &column, y) != state {
-                        state = !state;
-                        place.at(idx, base + y);
-                        idx += 1;
-                    }
-                    y += 1;
+            let mut k = 0;
+            while k < self.num_words && count & TILE_IS_WALKED == 0 {
+                let mut changes = self.tiles.load(at + 32 * (1 + k));
+                while changes != 0 {
+                    let r = 32 * k + changes.trailing_zeros();
+                    changes &= changes - 1;
+                    state = !state;
+                    let sought = IS_SOUGHT | tile << 16 | lane << 11 | r << 1 | state as u32;
+                    place.at(idx, if is_plain { base + r } else { sought });
+                    idx += 1;
                 }
-                ends = state && self.ends_at_bottom(x);
-            } else {
-                let mut k = 0;
-                while k < self.signs.num_words {
-                    let mut crossings = self.crossings.load(self.crossing_idx(tile, k));
-                    while crossings != 0 {
-                        state = !state;
-                        if place.has(idx) {
-                            let y = self.position(&column, 32 * k + crossings.trailing_zeros(), state);
-                            place.at(idx, base + y);
-                            let y = record.offset_y + y;
-                            let (low, high) = if state { (y, 0) } else { (u32::MAX, y) };
-                            stats.add(0, [u32::MAX, low, 0, high]);
-                        }
-                        idx += 1;
-                        crossings &= crossings - 1;
-                    }
-                    k += 1;
-                }
+                k += 1;
             }
-            if ends {
+            if state && ends_at_bottom(&record, x) {
                 place.at(idx, base + record.content_h);
             }
+        }
+    }
+
+    /// The flat position of what was listed, of a batch of tiles that begins with column `batch_x`.
+    ///
+    /// # Safety
+    /// The tile was counted, and a barrier was passed.
+    #[inline(always)]
+    unsafe fn find(&self, rows: &Rows, record: &ImageRecord, batch_x: u32, listed: u32, stats: &mut Stats) -> u32 {
+        if listed & IS_SOUGHT == 0 {
+            return listed;
+        }
+        let (tile, lane) = (listed >> 16 & 0x7fff, listed >> 11 & 31);
+        let (r, state) = (listed >> 1 & 0x3ff, listed & 1 != 0);
+        // SAFETY: the caller vouches for the tile.
+        unsafe {
+            let entry = self.entries(tile).load(lane);
+            let column = Taps::new(entry, self.cells.num_columns, self.is_bilinear);
+            let y = self.position(rows, record, &column, r, state);
+            let row = record.offset_y + y;
+            stats.add(0, if state { [u32::MAX, row, 0, 0] } else { [u32::MAX, u32::MAX, 0, row] });
+            base(record, batch_x + TILE * tile + lane - 1) + y
         }
     }
 
     /// The first content row that has the state of window row `r`, which differs from that of the row above it.
     ///
     /// # Safety
-    /// As [`Columns::place`].
+    /// As [`Columns::find`].
     #[inline(always)]
-    unsafe fn position(&self, column: &Taps, r: u32, state: bool) -> u32 {
+    unsafe fn position(&self, rows: &Rows, record: &ImageRecord, column: &Taps, r: u32, state: bool) -> u32 {
         if r == 0 {
             return 0;
         }
-        // SAFETY: the rows are inside the window, those of the bisection inside the content.
+        // SAFETY: the rows are inside the window, those of the search inside the content.
         unsafe {
-            let end = self.geometry.group_end(r - 1);
-            let is_irregular = end & GROUP_IS_IRREGULAR != 0;
-            let mut high = end & !GROUP_IS_IRREGULAR;
-            let mut low = self.group_start(r - 1);
+            let end = rows.group_end(r - 1);
+            let (mut low, mut high) = (rows.group_start(r - 1), end & !GROUP_IS_IRREGULAR);
+            if end & GROUP_IS_IRREGULAR != 0 {
+                let (geometry, cells) = self.mask.plain();
+                while low < high {
+                    let middle = (low + high) / 2;
+                    let is_there = (cells.pixel(&geometry, column, middle) > 0.0) == state;
+                    (low, high) = if is_there { (low, middle) } else { (middle + 1, high) };
+                }
+                return low;
+            }
             let (above, below) = (self.cells.stretched(column, r - 1), self.cells.stretched(column, r));
+            let is_there = |y: u32| (rows.blend(y, above, below) > 0.0) == state;
+            // Where the line between both crosses zero. Two looks beside it leave nearly always nothing to search.
+            let crossing = (r as f32 - 0.5) + math::div_approx(above, above - below);
+            let guess = (crossing * record.rows_per_cell - 0.5) as i32 + 1;
+            let guess = (guess.max(0) as u32).max(low).min(high);
+            let (last, next) = (guess.max(low + 1) - 1, guess.min(high - 1));
+            let (is_at_last, is_at_next) = (is_there(last), is_there(next));
+            (low, high) = match (is_at_last, is_at_next) {
+                (true, _) => (low, last),
+                (false, true) => (last + 1, next),
+                (false, false) => (next + 1, high),
+            };
             while low < high {
                 let middle = (low + high) / 2;
-                let value = if is_irregular {
-                    self.cells.pixel(&self.geometry, column, middle)
-                } else {
-                    self.geometry.blend_rows(middle, above, below)
-                };
-                if (value > 0.0) == state {
-                    high = middle;
-                } else {
-                    low = middle + 1;
-                }
+                (low, high) = if is_there(middle) { (low, middle) } else { (middle + 1, high) };
             }
             low
         }

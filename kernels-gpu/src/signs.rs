@@ -91,18 +91,18 @@ impl Signs {
         }
     }
 
-    /// Loads the window's `num_rows` rows of the columns that `columns` reaches, into shared memory too if they have room
-    /// there; of the columns that are `counted`, counts the cells that are not finite. Without `words` signs are not kept.
+    /// Loads the window's `num_rows` rows of the columns that `columns` reaches, into shared memory too if that is where they
+    /// belong; of the columns that are `counted`, counts the cells that are not finite. Without `words` neither is kept.
     ///
-    /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier. Ends with a barrier; another is owed
-    /// before the next `reset`. Cost: one barrier; sixteen loads a thread in flight.
+    /// Callers: every thread of the block, after [`reset`](Self::reset) and a barrier. A barrier is owed before the signs are
+    /// used, and another before the next `reset`. Cost: sixteen loads a thread in flight.
     ///
     /// # Safety
     /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` four words.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn load(
-        cells: &Cells,
+    pub unsafe fn load<const IN_SHARED: bool>(
+        cells: &Cells<IN_SHARED>,
         num_rows: u32,
         columns: Span,
         counted: Span,
@@ -124,15 +124,17 @@ impl Signs {
             let (strip, tile) = unsafe { div_rem(item, num_tiles) };
             let tile = first_tile + tile;
             let (r, c) = (STRIP_ROWS * strip, 32 * tile + lane);
+            let num = (num_rows - r).min(STRIP_ROWS);
             // SAFETY: the mask tensor is what the window was made of.
             let strip_cells = unsafe { cells.window.strip(r, num_rows, c, num_columns) };
-            let (mut positive, mut is_odd) = (0, false);
+            let is_kept = IN_SHARED && words.is_some() && c < num_columns;
+            let (mut positive, mut lowest, mut highest) = (0, u32::MAX, 0);
             let mut visit = |i: u32, cell: f32| {
                 positive |= ((cell > 0.0) as u32) << i;
-                // In one comparison each: positive and below the smallest; above the largest, or NaN.
-                is_odd |= cell.to_bits().wrapping_sub(1) < SMALLEST.to_bits() - 1;
-                is_odd |= cell.to_bits() & 0x7fff_ffff > LARGEST.to_bits();
-                if cells.is_shared && c < num_columns && r + i < num_rows {
+                // Positive zero becomes the greatest, as the negative ones are.
+                lowest = lowest.min(cell.to_bits().wrapping_sub(1));
+                highest = highest.max(cell.to_bits() & 0x7fff_ffff);
+                if is_kept && i < num {
                     // SAFETY: a cell of the window.
                     unsafe { cells.shared.store((r + i) * num_columns + c, cell) };
                 }
@@ -155,6 +157,10 @@ impl Signs {
             visit(13, b5);
             visit(14, b6);
             visit(15, b7);
+            // Behind the last row there are no signs.
+            positive &= (1 << num) - 1;
+            // Positive and below the smallest; above the largest, or NaN.
+            let is_odd = lowest < SMALLEST.to_bits() - 1 || highest > LARGEST.to_bits();
             // SAFETY: the column's bits of these rows; the last strip has those of the last word's second half, too.
             unsafe {
                 if let Some(halves) = halves
@@ -176,10 +182,8 @@ impl Signs {
                         counters.fetch_or(HAS_ODD, 1);
                     }
                     let mut i = 0;
-                    while i < STRIP_ROWS {
-                        let row = r + i;
-                        if c < num_columns && row < num_rows && counted.has(c) && !cells.window.cell(row, c).is_finite()
-                        {
+                    while i < num {
+                        if c < num_columns && counted.has(c) && !cells.window.cell(r + i, c).is_finite() {
                             counters.fetch_add(NONFINITE, 1);
                         }
                         i += 1;
@@ -192,7 +196,6 @@ impl Signs {
             }
             item += num_warps;
         }
-        thread::sync_threads();
     }
 
     /// The signs that [`load`](Self::load) loaded, `num_words` words a column.
@@ -212,51 +215,27 @@ impl Signs {
         Self { words, odd, num_words, live, nonfinite, has_odd }
     }
 
-    /// Whether an output column has cells that are not ordinary, or more than three.
+    /// Whether an output column has cells that are not ordinary, or more than two that count.
     ///
     /// # Safety
     /// The column's cells are inside the window.
     #[inline(always)]
     pub unsafe fn is_odd(&self, column: &Taps) -> bool {
-        if !self.has_odd || column.count > 3 {
-            return column.count > 3;
+        if !self.has_odd || !column.is_pair() {
+            return !column.is_pair();
         }
         // SAFETY: the caller vouches for the column.
         let is_odd = |c: u32| unsafe { self.odd.load(c / 32) >> (c % 32) & 1 != 0 };
         is_odd(column.first) || is_odd(column.second) || column.count == 3 && is_odd(column.first + 2)
     }
 
-    /// Signs of an output column in the 32 window rows of word `k`, after the horizontal pass; and whether a value is too
-    /// small for the vertical one. The column is not odd.
+    /// Signs of the cells of window column `c` in the 32 window rows of word `k`; zeros behind the last row.
     ///
     /// # Safety
-    /// The column's cells are inside the window, `k` is below `num_words`, and the signs were loaded.
+    /// The column was loaded, and `k` is below `num_words`.
     #[inline(always)]
-    pub unsafe fn column(&self, cells: &Cells, column: &Taps, k: u32) -> (u32, bool) {
-        // SAFETY: the caller vouches for the column; bits are set only in rows that were loaded.
-        unsafe {
-            let at = |c: u32| self.words.load(c * self.num_words + k);
-            let (first, second) = (at(column.first), at(column.second));
-            let (mut all, mut any) = (first & second, first | second);
-            if column.count == 3 {
-                let third = at(column.first + 2);
-                all &= third;
-                any |= third;
-            }
-            let first_row = 32 * k;
-            let (mut mixed, mut is_tiny) = (all ^ any, false);
-            while mixed != 0 {
-                // Two at a time: their loads do not wait for each other.
-                let one = mixed.trailing_zeros();
-                mixed &= mixed - 1;
-                let other = if mixed != 0 { mixed.trailing_zeros() } else { one };
-                mixed &= mixed.wrapping_sub(1);
-                let (value, other_value) =
-                    (cells.stretched(column, first_row + one), cells.stretched(column, first_row + other));
-                all |= ((value > 0.0) as u32) << one | ((other_value > 0.0) as u32) << other;
-                is_tiny |= value > 0.0 && value < TINY || other_value > 0.0 && other_value < TINY;
-            }
-            (all, is_tiny)
-        }
+    pub unsafe fn word(&self, c: u32, k: u32) -> u32 {
+        // SAFETY: the caller vouches for column and word.
+        unsafe { self.words.load(c * self.num_words + k) }
     }
 }

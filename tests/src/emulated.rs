@@ -3,12 +3,12 @@
 use rfdetr_post_core::{
     Detections, Error, Request, Result, Size,
     packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared},
-    plan::{DeviceBuffers, DeviceInputs, DeviceLimits, MIN_SHARED_BYTES, Plan, PlanSpec},
+    plan::{DeviceBuffers, DeviceInputs, DeviceLimits, MIN_SHARED_BYTES, MaskKernel, Plan, PlanSpec},
     tensor::{DType, Tensor, TensorData},
     unpack::PackedResult,
 };
 use rfdetr_post_kernels::{
-    rfdetr_masks_dense, rfdetr_masks_grid, rfdetr_masks_rle, rfdetr_select,
+    rfdetr_masks_dense, rfdetr_masks_grid, rfdetr_masks_rle, rfdetr_masks_rle_large, rfdetr_select,
     simt::emulator::{Arena, Device, Fault, Options},
 };
 
@@ -38,8 +38,10 @@ pub struct Shape {
     pub mask_grid: u32,
     /// Transitions that are encoded at a time; the plan's if none.
     pub window: Option<u32>,
-    /// Words for the crossings of a mask's columns; the plan's if none.
-    pub num_crossing_words: Option<u32>,
+    /// Words for the tiles of a mask's columns; the plan's if none.
+    pub num_tile_words: Option<u32>,
+    /// The cells of a mask stay in device memory.
+    pub is_large: bool,
     /// Transitions that a part of a mask can hand over; the plan's if none.
     pub part_capacity: Option<u32>,
     /// Rows whose weights have room in shared memory; the plan's if none.
@@ -63,7 +65,8 @@ impl Shape {
             mask_threads: pick(8, &[32, 32, 64, 96]),
             mask_grid: pick(16, &[1, 2, 5, 9, 24]),
             window: [None, Some(1024), Some(32), Some(5)][(seed >> 24) as usize % 4],
-            num_crossing_words: [None, None, Some(96), Some(32)][(seed >> 32) as usize % 4],
+            num_tile_words: [None, None, Some(300), Some(32)][(seed >> 32) as usize % 4],
+            is_large: seed >> 56 & 3 == 0,
             num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
             part_capacity: [None, None, Some(20), Some(0)][(seed >> 48) as usize % 4],
             mask_capacity: None,
@@ -112,7 +115,10 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     plan.check(metas, metas.len())?;
     let lower = |planned: &mut u32, asked: Option<u32>| *planned = asked.map_or(*planned, |asked| asked.min(*planned));
     lower(&mut plan.rle.window, shape.window);
-    lower(&mut plan.rle.num_crossing_words, shape.num_crossing_words);
+    lower(&mut plan.rle.num_tile_words, shape.num_tile_words);
+    if shape.is_large && plan.mask_kernel == Some(MaskKernel::Rle) {
+        (plan.mask_kernel, plan.rle.num_cells) = (Some(MaskKernel::RleLarge), 0);
+    }
     lower(&mut plan.rle.num_weights, shape.num_weights);
     lower(&mut plan.part_capacity, shape.part_capacity);
     if metas.is_empty() {
@@ -158,9 +164,9 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         shared::select::BYTES,
     )];
     if let Some(kernel) = plan.mask_kernel {
-        use rfdetr_post_core::plan::MaskKernel;
         let launch = match kernel {
             MaskKernel::Rle => rfdetr_masks_rle::launch,
+            MaskKernel::RleLarge => rfdetr_masks_rle_large::launch,
             MaskKernel::Dense => rfdetr_masks_dense::launch,
             MaskKernel::Grid => rfdetr_masks_grid::launch,
         };

@@ -121,9 +121,6 @@ pub const IMAGE_IDENTITY: u32 = 1 << 1;
 /// Image flag: rows have more than two taps, every output row is evaluated on its own.
 pub const IMAGE_PLAIN_ROWS: u32 = 1 << 2;
 
-/// Row-group table: this bit of an entry marks a group with a row of more than two taps.
-pub const GROUP_IS_IRREGULAR: u32 = 1 << 31;
-
 /// What the kernels must know of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -179,8 +176,12 @@ pub struct ImageRecord {
     pub crop_x: f32,
     /// Static crop offset.
     pub crop_y: f32,
-    /// Unused.
-    pub reserved: [u32; 3],
+    /// Content columns a window cell; 0 when nothing is left of the window.
+    pub columns_per_cell: f32,
+    /// Content rows a window cell.
+    pub rows_per_cell: f32,
+    /// Images of a batch with the same number have the same mask geometry: everything above but the box's fields.
+    pub geometry: u32,
 }
 
 const _: () = assert!(size_of::<ImageRecord>() == 112);
@@ -276,7 +277,7 @@ pub struct SelectArgs {
     /// Number of the request.
     pub sequence: u32,
     /// Unused.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 4],
     /// The records of small batches.
     pub records: [ImageRecord; INLINE_IMAGES],
 }
@@ -284,15 +285,13 @@ pub struct SelectArgs {
 /// Layout of the axis tables of one image, in 16-byte entries from the image's start.
 ///
 /// Columns: `[content_w]` entries, rows: `[content_h]` entries, each `[first | count << 16, w0, w1, w2]` (for more than three
-/// taps `[first | count << 16, total, distance, 0]`); then the row groups: `[window_h]` words, the end of each group of output rows.
+/// taps `[first | count << 16, total, distance, 0]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct AxesLayout {
     /// Where the rows begin.
     pub rows_offset: u32,
-    /// Where the row groups begin.
-    pub groups_offset: u32,
     /// Entries of one image.
     pub image_stride: u32,
 }
@@ -359,8 +358,10 @@ pub struct MaskArgs {
     pub axes: AxesLayout,
     /// Number of the request.
     pub sequence: u32,
-    /// Shared memory of `rfdetr_masks_rle`.
+    /// Shared memory of `rfdetr_masks_rle` and `rfdetr_masks_rle_large`.
     pub rle: RleLayout,
+    /// Unused.
+    pub reserved: u32,
     /// The records of small batches.
     pub records: [ImageRecord; INLINE_IMAGES],
 }
@@ -392,16 +393,17 @@ pub struct RleLayout {
     pub num_groups: u32,
     /// A mask's cells.
     pub cells_offset: u32,
-    /// Cells that have room; masks with more are read from device memory again.
+    /// Cells that have room: none, or all of a mask grid.
     pub num_cells: u32,
     /// Signs of a mask's cells, a bit a cell.
     pub signs_offset: u32,
     /// Their words.
     pub num_sign_words: u32,
-    /// Crossings of the columns, a bit a window row.
-    pub crossings_offset: u32,
+    /// Tiles of columns: each column's table entry, its number of transitions before, and its changes, a bit a row. 16-byte
+    /// aligned.
+    pub tiles_offset: u32,
     /// Their words.
-    pub num_crossing_words: u32,
+    pub num_tile_words: u32,
 }
 
 /// Shared memory of the kernels, in bytes from its start. The host asks for `BYTES`; the kernels use the offsets.
@@ -433,10 +435,14 @@ pub mod shared {
     pub mod masks {
         use super::super::{MAX_BATCH, MAX_IMAGE_SIDE, MAX_MASK_SIDE};
 
-        /// Largest block of the mask kernels.
+        /// Largest block of the mask kernels, but for those named below.
         pub const MAX_THREADS: u32 = 384;
+        /// Run lengths: largest block.
+        pub const RLE_MAX_THREADS: u32 = 512;
         /// Columns of a tile: a warp's, without the lane that looks at the column before.
         pub const TILE: u32 = 31;
+        /// Words of the table entries of a tile's columns.
+        pub const TILE_ENTRY_WORDS: u32 = 4 * 32;
         /// Tiles that are counted at a time.
         pub const MAX_TILES: u32 = MAX_IMAGE_SIDE / 32;
         /// Words with a bit for each window column in shared memory.
@@ -446,12 +452,12 @@ pub mod shared {
         pub const PREFIX: u32 = 256;
         /// Window columns with cells out of the ordinary.
         pub const ODD: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
-        /// The image's record, the mask's query, and the first half of its row.
+        /// The image's record, and the first half of the mask's row.
         pub const RECORD: u32 = (ODD + 4 * ODD_WORDS).next_multiple_of(16);
         /// Run lengths: a mask is cut into at most this many parts, each a block's.
-        pub const MAX_PARTS: u32 = 8;
+        pub const MAX_PARTS: u32 = 16;
         /// Run lengths: transitions before each part, and those of all.
-        pub const PART_STARTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 48;
+        pub const PART_STARTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 32;
         /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
         pub const TILE_COUNTS: u32 = PART_STARTS + 4 * (MAX_PARTS + 1);
         /// Run lengths: states before each tile's columns.

@@ -7,8 +7,8 @@
 //! - P2: the rows of an image are `max_detections`, and the selection writes no more.
 //! - P3: `work_bytes` and `result_bytes` end behind the last section of their layouts; sections are 256-byte aligned.
 //! - P4: a grid of `mask_grid` blocks makes at most `mask_grid` parts of masks at a time, so parts are indexed by work item;
-//!   the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and the crossings have room for a
-//!   tile of the tallest window whose signs have room.
+//!   the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and a tile of the tallest window whose signs
+//!   have room has room, too.
 //! - P5: the shared memory of every kernel is at most `limits.max_shared_bytes`, of which it needs 64 KiB at least.
 
 use alloc::vec::Vec;
@@ -51,10 +51,10 @@ pub const MIN_SHARED_BYTES: u32 = 64 << 10;
 const PART_CAPACITY: u32 = 4096;
 /// Threads that a large device's multiprocessor has at a time.
 const THREADS_PER_MULTIPROCESSOR: u32 = 2048;
-/// Transitions that the run-length kernel encodes at a time: at least.
-const MIN_WINDOW: u32 = 1024;
-/// And where there is room.
-const MAX_WINDOW: u32 = 2048;
+/// Transitions that the run-length kernel encodes at a time: at least, and where there is room.
+const WINDOWS: [u32; 3] = [1024, 2048, 4096];
+/// Tiles of columns that the run-length kernel should have room for at a time.
+const WANTED_TILES: u32 = 24;
 /// Rows whose weights may lie in shared memory.
 const MAX_SHARED_ROWS: u32 = 4096;
 
@@ -65,10 +65,10 @@ pub struct DeviceLimits {
     pub num_multiprocessors: u32,
     /// Threads of a block of the selection kernel, a multiple of 32, at most 1024.
     pub select_threads: u32,
-    /// Threads of a block of the run-length kernel, a multiple of 32; 384 at most are taken.
+    /// Threads of the run-length kernel on a multiprocessor, a multiple of 32; 512 at most are taken. Its blocks share them.
     pub rle_threads: u32,
-    /// Blocks of the run-length kernel a multiprocessor: as many as there is room for at a time, because few masks are cut
-    /// into as many parts as there are blocks.
+    /// Blocks of the run-length kernel a multiprocessor, at most: as many as there is room for at a time, because few masks are
+    /// cut into as many parts as there are blocks. Fewer where a mask's cells need the shared memory of several.
     pub rle_blocks_per_multiprocessor: u32,
     /// Threads of a block of the other mask kernels, a multiple of 32; 384 at most are taken, 128 by the dense kernel.
     pub mask_threads: u32,
@@ -84,7 +84,7 @@ impl DeviceLimits {
         Self {
             num_multiprocessors,
             select_threads: 1024,
-            rle_threads: 384,
+            rle_threads: 512,
             rle_blocks_per_multiprocessor: 1,
             mask_threads: 128,
             mask_blocks_per_multiprocessor: 6,
@@ -97,8 +97,10 @@ impl DeviceLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MaskKernel {
-    /// Run lengths.
+    /// Run lengths of grids that have room in shared memory.
     Rle,
+    /// Run lengths of larger grids.
+    RleLarge,
     /// Dense and bit-packed masks.
     Dense,
     /// Mask-grid logits.
@@ -110,6 +112,7 @@ impl MaskKernel {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rle => "rfdetr_masks_rle",
+            Self::RleLarge => "rfdetr_masks_rle_large",
             Self::Dense => "rfdetr_masks_dense",
             Self::Grid => "rfdetr_masks_grid",
         }
@@ -235,20 +238,21 @@ impl Plan {
         let max_detections = spec.options.max_detections.unwrap_or(num_select).min(num_select) as u32;
 
         let format = spec.options.mask_format;
+        let rle = rle_layout(mask_h as u32, mask_w as u32, spec.max_image, &limits);
         let mask_kernel = match format {
             MaskFormat::None => None,
             MaskFormat::Dense | MaskFormat::BitPacked => Some(MaskKernel::Dense),
             MaskFormat::GridLogits => Some(MaskKernel::Grid),
-            MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::Rle),
+            MaskFormat::Counts | MaskFormat::Rle if rle.layout.num_cells > 0 => Some(MaskKernel::Rle),
+            MaskFormat::Counts | MaskFormat::Rle => Some(MaskKernel::RleLarge),
         };
         let (mask_threads, blocks) = match mask_kernel {
-            Some(MaskKernel::Rle) => (limits.rle_threads, limits.rle_blocks_per_multiprocessor),
+            Some(MaskKernel::Rle | MaskKernel::RleLarge) => (rle.threads, rle.blocks),
             Some(MaskKernel::Dense) => {
                 (limits.mask_threads.min(shared::DENSE_MAX_THREADS), limits.mask_blocks_per_multiprocessor)
             }
-            _ => (limits.mask_threads, limits.mask_blocks_per_multiprocessor),
+            _ => (limits.mask_threads.min(shared::MAX_THREADS), limits.mask_blocks_per_multiprocessor),
         };
-        let mask_threads = mask_threads.min(shared::MAX_THREADS);
         // No more than a multiprocessor's threads: blocks that wait for others to end would find no work.
         let fitting = (THREADS_PER_MULTIPROCESSOR / mask_threads.max(1)).max(1);
         let mask_grid = limits.num_multiprocessors.max(1) * blocks.clamp(1, fitting);
@@ -266,10 +270,11 @@ impl Plan {
             }
             _ => 0,
         };
-        let part_capacity = if mask_kernel == Some(MaskKernel::Rle) { PART_CAPACITY } else { 0 };
-        let rle = rle_layout(mask_h as u32, mask_w as u32, spec.max_image, &limits);
+        let is_rle = matches!(mask_kernel, Some(MaskKernel::Rle | MaskKernel::RleLarge));
+        let part_capacity = if is_rle { PART_CAPACITY } else { 0 };
+        let rle = rle.layout;
         let mask_shared_bytes = match mask_kernel {
-            Some(MaskKernel::Rle) => rle.crossings_offset + 4 * rle.num_crossing_words,
+            Some(MaskKernel::Rle | MaskKernel::RleLarge) => rle.tiles_offset + 4 * rle.num_tile_words,
             Some(MaskKernel::Dense) => shared::dense_bytes(mask_threads),
             Some(MaskKernel::Grid) => shared::GRID_BYTES,
             None => 0,
@@ -286,12 +291,8 @@ impl Plan {
         let payload_bytes = payload_image_bytes * spec.max_batch as u64;
 
         let axes = match mask_kernel {
-            Some(MaskKernel::Rle | MaskKernel::Dense) => {
-                let groups_offset = max_w + max_h;
-                let image_stride = groups_offset + (max_window_h(mask_h, max_h) as u32).div_ceil(4);
-                AxesLayout { rows_offset: max_w, groups_offset, image_stride }
-            }
-            _ => AxesLayout::default(),
+            Some(MaskKernel::Grid) | None => AxesLayout::default(),
+            Some(_) => AxesLayout { rows_offset: max_w, image_stride: max_w + max_h },
         };
 
         let mut end = 0;
@@ -372,18 +373,19 @@ impl Plan {
         for meta in metas {
             plan("width", self.spec.max_image.width.into(), meta.original.width.into())?;
             plan("height", self.spec.max_image.height.into(), meta.original.height.into())?;
-            if let (Some((mask_h, mask_w)), true) = (self.spec.shape.mask_grid, self.mask_kernel.is_some()) {
-                let window = MaskGeometry::new(meta, &self.spec.options.semantics, mask_h, mask_w).window;
-                let planned = max_window_h(mask_h, self.spec.max_image.height);
-                plan("mask window height", planned, window.height.max(0) as u64)?;
-            }
         }
         Ok(())
     }
 
     /// The kernels' records of a batch that [`Plan::check`] passed.
     pub fn records(&self, metas: &[ImageMeta]) -> Vec<ImageRecord> {
-        metas.iter().map(|meta| image_record(meta, &self.spec)).collect()
+        let mut records: Vec<ImageRecord> = metas.iter().map(|meta| image_record(meta, &self.spec)).collect();
+        for i in 1..records.len() {
+            let before = records[i - 1];
+            records[i].geometry =
+                if mask_geometry(&records[i]) == mask_geometry(&before) { before.geometry } else { i as u32 };
+        }
+        records
     }
 
     /// The bytes of the work buffer's columns: class id and threshold of each.
@@ -399,10 +401,8 @@ impl Plan {
 
     fn axis_blocks(&self) -> u32 {
         match self.mask_kernel {
-            Some(MaskKernel::Rle | MaskKernel::Dense) => {
-                self.axes.groups_offset.div_ceil(AXIS_ENTRIES_PER_BLOCK).max(1)
-            }
-            _ => 0,
+            Some(MaskKernel::Grid) | None => 0,
+            Some(_) => self.axes.image_stride.div_ceil(AXIS_ENTRIES_PER_BLOCK).max(1),
         }
     }
 
@@ -425,7 +425,7 @@ impl Plan {
             None => (result(self.result.headers), result(self.result.rows)),
         };
         let (mask_h, mask_w) = self.spec.shape.mask_grid.unwrap_or((0, 0));
-        let is_run_length = self.mask_kernel == Some(MaskKernel::Rle);
+        let is_run_length = matches!(self.mask_kernel, Some(MaskKernel::Rle | MaskKernel::RleLarge));
         let element = if self.flags & FLAG_RLE_STRING != 0 { 1 } else { 4 };
         let select = SelectArgs {
             logits_at: inputs.logits_at,
@@ -452,7 +452,7 @@ impl Plan {
             axis_blocks: self.axis_blocks(),
             axes: self.axes,
             sequence,
-            reserved: [0; 3],
+            reserved: [0; 4],
             records: inline,
         };
         let masks = MaskArgs {
@@ -487,6 +487,7 @@ impl Plan {
             axes: self.axes,
             sequence,
             rle: self.rle,
+            reserved: 0,
             records: inline,
         };
         (select, masks)
@@ -521,57 +522,84 @@ pub struct DeviceBuffers {
     pub payload_at: u64,
 }
 
-/// The most rows of a mask window: the grid's, and those that negative pads add. Where a cell is no finer than a pixel of
-/// the frame, as in every real model, a window has no more rows than the image, which `MAX_IMAGE_SIDE` bounds. Finer
-/// grids are planned for up to there; two rows are for the rounding of both pads.
-fn max_window_h(mask_h: usize, image_h: u32) -> u64 {
-    let max = u64::from(packed::MAX_IMAGE_SIDE);
-    (mask_h as u64 * (u64::from(image_h) + 2)).min(max)
+/// Launch sizes and shared memory of the run-length kernel.
+struct RlePlan {
+    threads: u32,
+    blocks: u32,
+    layout: RleLayout,
 }
 
-/// Shares the run-length kernel's shared memory out. A window of transitions, the signs, the row groups and one tile must
-/// have room; then come a larger window, the rows' weights and the cells, which every crossing reads, and more tiles take
-/// what is left.
-fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) -> RleLayout {
+/// As many blocks a multiprocessor as asked for, if a mask's cells and enough tiles have room in the share of each; else fewer.
+fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) -> RlePlan {
+    // A multiprocessor has 1 KiB more than a block can have, and takes 1 KiB of it for each block.
+    let all = limits.max_shared_bytes.max(MIN_SHARED_BYTES) + 1024;
+    let mut blocks = limits.rle_blocks_per_multiprocessor.max(1);
+    loop {
+        let budget = (all / blocks - 1024) & !15;
+        let layout = rle_layout_within(mask_h, mask_w, max_image, budget);
+        if let Some(layout) = layout.filter(|layout| layout.num_cells > 0 || blocks == 1) {
+            let threads = (limits.rle_threads.min(shared::RLE_MAX_THREADS) / blocks / 32).max(1) * 32;
+            return RlePlan { threads, blocks, layout };
+        }
+        blocks -= 1;
+    }
+}
+
+/// Shares `budget` bytes of shared memory out. A window of transitions, the signs, the row groups and one tile must have room;
+/// then come the cells, which every change reads, the rows' weights, some tiles, a larger window, and more tiles take what is
+/// left. None if not even cells and some tiles have room; where the budget is a whole block's there is always something.
+fn rle_layout_within(mask_h: u32, mask_w: u32, max_image: Size, budget: u32) -> Option<RleLayout> {
     let words = (mask_h + WINDOW_MARGIN).div_ceil(32);
-    let tile_words = 32 * words;
+    let tile_words = shared::TILE_ENTRY_WORDS + 32 * (1 + words);
     let num_sign_words = (mask_w + WINDOW_MARGIN) * words;
     let num_groups = mask_h + WINDOW_MARGIN;
     let window_words = |window: u32| (16 + 6 * window) / 4 + (3 + window).next_multiple_of(2);
-    let budget = limits.max_shared_bytes.max(MIN_SHARED_BYTES) - shared::RLE_FIXED_BYTES;
-    let mut left = budget / 4 - window_words(MIN_WINDOW) - num_groups - num_sign_words - tile_words;
+    // Every array begins at a multiple of 16 bytes.
+    let padding = 4 * 6;
+    let needed = shared::RLE_FIXED_BYTES / 4 + window_words(WINDOWS[0]) + num_groups + num_sign_words + tile_words + padding;
+    let mut left = (budget / 4).checked_sub(needed)?;
     let mut take = |words: u32| {
         let fits = words <= left;
         left -= if fits { words } else { 0 };
         fits
     };
-    let window = if take(window_words(MAX_WINDOW) - window_words(MIN_WINDOW)) { MAX_WINDOW } else { MIN_WINDOW };
+    let num_cells = if take(mask_h * mask_w) { mask_h * mask_w } else { 0 };
     let num_rows = max_image.height.min(MAX_SHARED_ROWS);
     let num_weights = if take(2 * num_rows) { num_rows } else { 0 };
-    let num_cells = if take(mask_h * mask_w) { mask_h * mask_w } else { 0 };
-    let num_tiles = max_image.width.div_ceil(shared::TILE).clamp(1, shared::MAX_TILES).min(1 + left / tile_words);
-
-    let stage_offset = shared::RLE_FIXED_BYTES;
-    let transitions_offset = stage_offset + 16 + 6 * window;
-    let weights_offset = transitions_offset + 4 * (3 + window).next_multiple_of(2);
-    let groups_offset = weights_offset + 8 * num_weights;
-    let cells_offset = groups_offset + 4 * num_groups;
-    let signs_offset = cells_offset + 4 * num_cells;
-    RleLayout {
-        stage_offset,
-        transitions_offset,
-        window,
-        weights_offset,
-        num_weights,
-        groups_offset,
-        num_groups,
-        cells_offset,
-        num_cells,
-        signs_offset,
-        num_sign_words,
-        crossings_offset: signs_offset + 4 * num_sign_words,
-        num_crossing_words: tile_words * num_tiles,
+    let max_tiles = max_image.width.div_ceil(shared::TILE).clamp(1, shared::MAX_TILES);
+    let mut num_tiles = 1;
+    while num_tiles < max_tiles.min(WANTED_TILES) && take(tile_words) {
+        num_tiles += 1;
     }
+    let mut window = WINDOWS[0];
+    for larger in &WINDOWS[1..] {
+        if take(window_words(*larger) - window_words(window)) {
+            window = *larger;
+        }
+    }
+    num_tiles = max_tiles.min(num_tiles + left / tile_words);
+
+    let mut end = shared::RLE_FIXED_BYTES;
+    let mut place = |bytes: u32| {
+        let offset = end;
+        end = (end + bytes).next_multiple_of(16);
+        offset
+    };
+    Some(RleLayout {
+        stage_offset: place(16 + 6 * window),
+        transitions_offset: place(4 * (3 + window)),
+        window,
+        weights_offset: place(8 * num_weights),
+        num_weights,
+        groups_offset: place(4 * num_groups),
+        num_groups,
+        cells_offset: place(4 * num_cells),
+        num_cells,
+        signs_offset: place(4 * num_sign_words),
+        num_sign_words,
+        tiles_offset: place(4 * tile_words * num_tiles),
+        num_tile_words: tile_words * num_tiles,
+    })
 }
 
 /// `FLAG_` bits of the options.
@@ -636,6 +664,16 @@ fn image_record(meta: &ImageMeta, spec: &PlanSpec) -> ImageRecord {
         box_scale_y: meta.scale_y as f32,
         crop_x: meta.crop_offset.x as f32,
         crop_y: meta.crop_offset.y as f32,
-        reserved: [0; 3],
+        columns_per_cell: if is_empty { 0.0 } else { content.width as f32 / window.width as f32 },
+        rows_per_cell: if is_empty { 0.0 } else { content.height as f32 / window.height as f32 },
+        geometry: 0,
     }
+}
+
+/// The fields of a record that decide how masks are resized.
+fn mask_geometry(record: &ImageRecord) -> ([u32; 10], u32) {
+    let ImageRecord { width, height, content_w, content_h, offset_x, offset_y, window_w, window_h, .. } = *record;
+    let (window_x, window_y) = (record.window_x as u32, record.window_y as u32);
+    let sizes = [width, height, content_w, content_h, offset_x, offset_y, window_x, window_y, window_w, window_h];
+    (sizes, record.flags & !IMAGE_CROPPED)
 }

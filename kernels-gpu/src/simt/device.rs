@@ -15,8 +15,9 @@ core::arch::global_asm!(".extern .shared .align 16 .b8 DYN_SHARED[];");
 #[inline(always)]
 fn dynamic_shared_base() -> u32 {
     let base: u32;
+    // Not `pure`: the compiler would compute every address in shared memory once, ahead of everything, and run out of registers.
     // SAFETY: takes an address, touches no memory.
-    unsafe { asm!("mov.u32 {}, DYN_SHARED;", out(reg32) base, options(pure, nomem, nostack)) };
+    unsafe { asm!("mov.u32 {}, DYN_SHARED;", out(reg32) base, options(nomem, nostack)) };
     base
 }
 
@@ -674,6 +675,18 @@ pub mod params {
             Self { address }
         }
 
+        /// The record, of which the compiler does not know that it is the same: what is read through it is read anew, from
+        /// the constant bank, in place of being held in registers.
+        #[inline(always)]
+        pub fn anew(self) -> Self {
+            let address: u64;
+            // SAFETY: copies a register.
+            unsafe {
+                core::arch::asm!("mov.b64 {}, {};", out(reg64) address, in(reg64) self.address, options(nomem, nostack))
+            };
+            Self { address }
+        }
+
         /// Reads a `T` that begins `byte_offset` into the argument record.
         ///
         /// # Safety
@@ -767,6 +780,17 @@ pub mod math {
         // SAFETY: arithmetic only.
         unsafe {
             asm!("div.rn.f32 {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+        };
+        result
+    }
+
+    /// About `a / b`: for guesses.
+    #[inline(always)]
+    pub fn div_approx(a: f32, b: f32) -> f32 {
+        let result: f32;
+        // SAFETY: arithmetic only.
+        unsafe {
+            asm!("div.approx.ftz.f32 {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
         };
         result
     }

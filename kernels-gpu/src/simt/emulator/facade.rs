@@ -422,6 +422,12 @@ pub mod params {
             Self { record: std::ptr::from_ref(args).cast(), len: size_of::<A>() as u32 }
         }
 
+        /// The record itself: a device has registers to save.
+        #[inline]
+        pub fn anew(self) -> Self {
+            self
+        }
+
         /// Reads a `T` that begins `byte_offset` into the argument record.
         ///
         /// # Safety
@@ -513,6 +519,12 @@ pub mod math {
     #[inline]
     pub fn div(a: f32, b: f32) -> f32 {
         a / b
+    }
+
+    /// About `a / b`, and less exact than on the device: whoever relies on it is found out.
+    #[inline]
+    pub fn div_approx(a: f32, b: f32) -> f32 {
+        f32::from_bits((a / b).to_bits() & !0xffff)
     }
 
     /// 2 to the `x`: subnormal input and output become zero, as on the device, but the value is the correctly rounded
