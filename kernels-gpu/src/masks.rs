@@ -10,7 +10,6 @@ use crate::{
     scan::block_exclusive_add,
     select::publish,
     simt::{
-        fence,
         global::Global,
         params::Params,
         shared::Shared,
@@ -292,8 +291,7 @@ pub unsafe fn warp_finish_mask(
         let done = Global::<u32>::from_address(args.done_at);
         let mut before = 0;
         if lane == 0 {
-            // The barriers ordered the block's writes before this fence, the fence before the count.
-            fence::system();
+            // The barriers ordered the block's writes before the count, which releases them to the block that publishes.
             before = done.fetch_add_acq_rel(0, 1);
         }
         if warp::warp_shuffle_idx(FULL_MASK, before, 0) != num_masks - 1 {
@@ -517,7 +515,7 @@ pub unsafe fn is_last_part(args: &MaskArgs, row: usize, num_parts: u32) -> bool 
     // SAFETY: the selection zeroed the row's counter; the broadcast word is this function's between its barriers.
     unsafe {
         if thread::thread_idx_x() == 0 {
-            fence::device();
+            // Releases what the barrier ordered before it.
             let finished = Global::<u32>::from_address(args.counters_at).fetch_add_acq_rel(row, 1);
             counters().store(BROADCAST, (finished == num_parts - 1) as u32);
         }
@@ -540,8 +538,7 @@ pub unsafe fn finish_mask(args: &MaskArgs, num_masks: u32) {
     unsafe {
         let done = Global::<u32>::from_address(args.done_at);
         if thread::thread_idx_x() == 0 {
-            // The barrier ordered the block's writes before this fence, the fence before the count.
-            fence::system();
+            // The barrier ordered the block's writes before the count, which releases them to the block that publishes.
             let is_last = done.fetch_add_acq_rel(0, 1) == num_masks - 1;
             if is_last {
                 done.store(0, 0);

@@ -271,18 +271,25 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
         grid::depend_wait();
         let args = &masks::args(params);
         let work = Work::new(args, |_, num_detections| num_detections);
-        // Parts only where they all run at once: each has a room of its own (P4).
-        let num_parts = div_rem(thread::grid_dim_x(), work.num_items.max(1)).0.clamp(1, max_parts);
-        let mut item = thread::block_idx_x();
+        // Whole masks while there is one for every block; those that are left are cut into as many parts as run at once (P4).
+        let grid = thread::grid_dim_x();
+        let num_cut = div_rem(work.num_items, grid).1;
+        let num_whole = work.num_items - num_cut;
+        let num_parts = div_rem(grid, num_cut.max(1)).0.clamp(1, max_parts);
         let mut prepared_image = 0;
-        while item < work.num_items * num_parts {
-            let (mask_idx, part) = div_rem(item, num_parts);
+        let mut item = thread::block_idx_x();
+        while item < num_whole + num_parts * num_cut {
+            // The item's mask, and its part.
+            let (mut mask_idx, mut part) = (item, Part::WHOLE);
+            if item >= num_whole {
+                let (cut, idx) = div_rem(item - num_whole, num_parts);
+                (mask_idx, part) = (num_whole + cut, Part { idx, num: num_parts, room: item - num_whole });
+            }
             let (image, slot) = work.image_of(mask_idx);
             if image != prepared_image {
                 geometry = prepare::<IN_SHARED>(params, image, geometry);
                 prepared_image = image;
             }
-            let part = Part { idx: part, num: num_parts, item };
             let args = &masks::args(params);
             let query_idx = masks::query_of(args, masks::row_idx(args, image, slot));
             mask(Mask::<IN_SHARED> { params, image, slot, query_idx, part }, work.num_items);
@@ -301,11 +308,14 @@ struct Part {
     idx: u32,
     /// Parts of the mask.
     num: u32,
-    /// Work item: the index of the part's room.
-    item: u32,
+    /// Index of the part's room.
+    room: u32,
 }
 
 impl Part {
+    /// A whole mask.
+    const WHOLE: Self = Self { idx: 0, num: 1, room: 0 };
+
     /// This part of `len` columns.
     ///
     /// # Safety
@@ -530,7 +540,6 @@ impl Rows {
 #[inline(always)]
 unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32) {
     let (params, image, tid) = (mask.params, mask.image, thread::thread_idx_x());
-    let item = mask.part.item;
     // SAFETY: image, slot and part are of this launch; shared memory is used inside its layout; barriers separate the
     // phases; a part hands over no more than its room.
     unsafe {
@@ -544,7 +553,7 @@ unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32)
             masks::keep_row(kept);
             thread::sync_threads();
             let handed = mask.transitions(&mut encoder);
-            let Part { idx, num, .. } = mask.part;
+            let Part { idx, num, room } = mask.part;
             // The first warp alone, which readies the counters for the next mask. A part that is done anew was counted before.
             if warp::warp_id() == 0 && !is_redone {
                 nonfinite = mask.nonfinite();
@@ -560,18 +569,18 @@ unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32)
             if tid == 0 {
                 masks::add_stats(args, row, &Stats::of_shared());
                 masks::add_nonfinite(args, image, nonfinite);
-                lens.store(item as usize, handed);
+                lens.store(room as usize, handed);
             }
             nonfinite = 0;
             if !masks::is_last_part(args, row, num) {
                 is_finished = false;
                 break;
             }
-            let first = item - idx;
+            let first = room - idx;
             let len = if tid < num { lens.load((first + tid) as usize) } else { 0 };
             if thread::sync_threads_or(len > args.part_capacity) {
                 // A part has no room for its transitions: the whole mask once more, in one.
-                mask.part = Part { idx: 0, num: 1, item };
+                mask.part = Part::WHOLE;
                 is_redone = true;
                 reset();
                 thread::sync_threads();
@@ -594,7 +603,7 @@ unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32)
             while start < total {
                 let len = (total - start).min(args.rle.window);
                 let is_end = start + len == total;
-                gather(args, room(args, first), num, start, len - is_end as u32);
+                gather(args, room_of(args, first), num, start, len - is_end as u32);
                 if is_end && tid == 0 {
                     let record = masks::kept_record();
                     Scratch::new(args).transitions.store(3 + len - 1, record.width * record.height);
@@ -616,10 +625,10 @@ unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32)
     }
 }
 
-/// Where the part of a work item hands its transitions over.
+/// Where a part hands its transitions over.
 #[inline(always)]
-fn room(args: &MaskArgs, item: u32) -> Global<u32> {
-    Global::from_address(args.parts_at + 4 * item as u64 * args.part_capacity as u64)
+fn room_of(args: &MaskArgs, room: u32) -> Global<u32> {
+    Global::from_address(args.parts_at + 4 * room as u64 * args.part_capacity as u64)
 }
 
 /// Fetches `len` transitions from number `start` on from the rooms of a mask's parts to the window.
@@ -630,22 +639,40 @@ fn room(args: &MaskArgs, item: u32) -> Global<u32> {
 unsafe fn gather(args: &MaskArgs, rooms: Global<u32>, num_parts: u32, start: u32, len: u32) {
     // SAFETY: the layout has the words.
     let starts = unsafe { Shared::<u32>::at(layout::PART_STARTS) };
-    let mut i = thread::thread_idx_x();
+    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    // Where the transition number `start + i` lies; behind the last it is the last.
+    let at = |i: u32| {
+        let idx = start + i.min(len - 1);
+        // The last part that begins at or before it.
+        let (mut k, mut step) = (0, layout::MAX_PARTS / 2);
+        while step > 0 {
+            // SAFETY: a word for each part.
+            if k + step < num_parts && unsafe { starts.load(k + step) } <= idx {
+                k += step;
+            }
+            step /= 2;
+        }
+        // SAFETY: as above.
+        (k * args.part_capacity + idx - unsafe { starts.load(k) }) as usize
+    };
+    let mut i = tid;
     while i < len {
         // SAFETY: the caller vouches for the rooms; the window has room.
         unsafe {
-            // The last part that begins at or before the transition.
-            let (mut k, mut step) = (0, layout::MAX_PARTS / 2);
-            while step > 0 {
-                if k + step < num_parts && starts.load(k + step) <= start + i {
-                    k += step;
+            // Four at a time: their loads do not wait for each other.
+            let load = |j: u32| rooms.load_volatile(at(i + j * block));
+            let (t0, t1, t2, t3) = (load(0), load(1), load(2), load(3));
+            let store = |j: u32, transition: u32| {
+                if i + j * block < len {
+                    Scratch::new(args).transitions.store(3 + i + j * block, transition);
                 }
-                step /= 2;
-            }
-            let at = k * args.part_capacity + start + i - starts.load(k);
-            Scratch::new(args).transitions.store(3 + i, rooms.load(at as usize));
+            };
+            store(0, t0);
+            store(1, t1);
+            store(2, t2);
+            store(3, t3);
         }
-        i += thread::block_dim_x();
+        i += 4 * block;
     }
 }
 
@@ -844,7 +871,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                     }
                     thread::sync_threads();
                     let args = &masks::args(self.params);
-                    let room = room(args, self.part.item);
+                    let room = room_of(args, self.part.room);
                     let (columns, record, mut stats) = (self.columns(), masks::kept_record(), Stats::EMPTY);
                     let rows = Rows::new(self.params, &record, self.image);
                     let mut i = tid;
@@ -1027,7 +1054,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             // The column's changes from background, and its first state.
             let (mut count, mut top, mut flag) = (0, 0, 0);
             if self.is_fast {
-                let entry = self.entry(x);
+                let entry = self.mask.plain().0.column_entry(x);
                 self.entries(tile).store(lane, entry);
                 let column = Taps::new(entry, self.cells.num_columns, self.is_bilinear);
                 let is_odd;
@@ -1086,22 +1113,6 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             self.tiles.store(at, up_to - if is_column { count } else { 0 });
             (warp::warp_shuffle_idx(FULL_MASK, up_to, 31) | flag, before)
         }
-    }
-
-    /// The table entry of a column, without the table: that would have to be waited for.
-    ///
-    /// # Safety
-    /// As [`Columns::count`].
-    #[inline(always)]
-    unsafe fn entry(&self, x: u32) -> [u32; 4] {
-        // SAFETY: the caller vouches for the record.
-        let axis = unsafe { Axis::columns(&masks::kept_record(), masks::args(self.mask.params).flags) };
-        let (first, count) = axis.span(x);
-        if count > 2 {
-            return axis.entry(x);
-        }
-        let [w0, w1] = axis.pair(x, (first, count));
-        [first | count << 16, w0.to_bits(), w1.to_bits(), 0]
     }
 
     /// Calls `visit(y, state)` for every content row from `start` on where column `x` changes from the state before, which is

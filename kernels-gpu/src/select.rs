@@ -50,6 +50,10 @@ const IN_DIGIT: u32 = 8;
 const FOUND: u32 = 9;
 const NUM_COUNTERS: u32 = 10;
 
+/// The bit of a hit's key that says that it is above its own threshold and of a class that is kept: indices are below 2^31, so
+/// the key's inverse of one has this bit.
+const IS_SURVIVOR: u64 = 1 << 31;
+
 /// Rank order as an integer: NaN highest, then larger scores, then smaller indices. Distinct for distinct pairs.
 #[inline(always)]
 fn rank_key(score: f32, k: u32) -> u64 {
@@ -307,67 +311,56 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
     };
 
     // What was listed are logits, but for those of a radix select.
-    // SAFETY: `num_hits` entries were listed, at most `MAX_SELECT`; ranks are distinct and below `num_hits`; barriers
+    // SAFETY: `num_hits` entries were listed, at most `MAX_SELECT`; ranks and slots are distinct and below `num_hits`; barriers
     // separate the phases.
     unsafe {
-        if last == 0 {
-            let mut i = tid;
-            while i < num_hits {
-                let entry = list.load(i);
-                list.store(i, candidates.hit_key(f32::from_bits((entry >> 32) as u32), !(entry as u32)));
-                i += block;
-            }
-            thread::sync_threads();
-        }
-        // Rank of a hit: the number of larger keys.
         let mut i = tid;
         while i < num_hits {
-            let key = list.load(i);
-            let mut rank = 0;
-            let mut other = 0;
-            while other < num_hits {
-                rank += (list.load(other) > key) as u32;
-                other += 1;
+            let mut key = list.load(i);
+            if last == 0 {
+                key = candidates.hit_key(f32::from_bits((key >> 32) as u32), !(key as u32));
             }
-            sorted.store(rank, key);
+            let (_, class_idx) = div_rem(!(key as u32), args.num_classes);
+            let [class_id, threshold] = columns.load(class_idx);
+            // A NaN's key is a NaN, which is above no threshold.
+            let is_survivor = class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
+            list.store(i, if is_survivor { key } else { key & !IS_SURVIVOR });
             i += block;
         }
         thread::sync_threads();
-
-        // One warp picks the survivors in rank order, 32 at a time; a barrier for each would cost more.
-        if warp::warp_id() == 0 {
-            let num_ranked = num_hits.min(args.num_select);
-            let (mut found, mut base) = (0, 0);
-            while base < num_ranked {
-                let rank = base + tid;
-                let (mut key, mut is_survivor) = (0, false);
-                if rank < num_ranked {
-                    key = sorted.load(rank);
-                    let (_, class_idx) = div_rem(!(key as u32), args.num_classes);
-                    let [class_id, threshold] = columns.load(class_idx);
-                    // A NaN's key is a NaN, which is above no threshold.
-                    is_survivor =
-                        class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
+        // A hit's rank is the number of larger keys, and a survivor's slot that of larger keys of survivors: those have smaller
+        // ranks, too.
+        let lane = warp::lane_id();
+        let mut first = tid - lane;
+        while first < num_hits {
+            let mut is_found = false;
+            if first + lane < num_hits {
+                let entry = list.load(first + lane);
+                let key = entry | IS_SURVIVOR;
+                let (mut rank, mut slot, mut other) = (0, 0, 0);
+                while other < num_hits {
+                    let entry = list.load(other);
+                    let is_larger = entry | IS_SURVIVOR > key;
+                    rank += is_larger as u32;
+                    slot += (is_larger && entry & IS_SURVIVOR != 0) as u32;
+                    other += 1;
                 }
-                let survivors = warp::warp_vote_ballot(FULL_MASK, is_survivor);
-                let slot = found + (survivors & ((1 << tid) - 1)).count_ones();
-                // Slots are not above the ranks that were read.
-                warp::sync_warp(FULL_MASK);
-                if is_survivor {
+                is_found = entry & IS_SURVIVOR != 0 && rank < args.num_select;
+                if is_found {
                     sorted.store(slot, key);
                 }
-                found += survivors.count_ones();
-                base += 32;
             }
-            if tid == 0 {
-                counters.store(FOUND, found.min(args.max_detections));
+            let found = warp::warp_vote_ballot(FULL_MASK, is_found);
+            if lane == 0 && found != 0 {
+                counters.fetch_add(FOUND, found.count_ones());
             }
+            first += block;
         }
         thread::sync_threads();
     }
 
     // SAFETY: counted before the barrier.
-    let found = unsafe { counters.load(FOUND) };
+    let found = unsafe { counters.load(FOUND) }.min(args.max_detections);
     // Four threads a row.
     let mut i = tid;
     while i < 4 * found {
@@ -490,22 +483,14 @@ unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>,
         let needs_key = last != 0 || candidates.uses_torch;
         candidates.for_each_four(|k, [a, b, c, d]| {
             let exists = |i: u32| k + i < candidates.num_pairs;
-            // Without the key, the logit now and its key later: then there is a thread for each.
             let entry = |i: u32, logit: f32| {
-                if !exists(i) || !candidates.is_above(logit) && !candidates.uses_torch {
-                    return 0;
-                }
-                let entry = (logit.to_bits() as u64) << 32 | !(k + i) as u64;
-                if math::opaque(needs_key as u32) == 0 {
-                    return entry;
-                }
-                let key = candidates.hit_key(logit, k + i);
+                let key = if exists(i) { candidates.hit_key(logit, k + i) } else { 0 };
                 if key == 0 || key < last {
                     0
                 } else if last != 0 {
                     key
                 } else {
-                    entry
+                    (logit.to_bits() as u64) << 32 | !(k + i) as u64
                 }
             };
             let count = |i: u32, logit: f32| exists(i) && !logit.is_finite();
@@ -519,6 +504,25 @@ unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>,
                 nan += sum(f32::is_nan);
                 pos_inf += sum(|x| x == f32::INFINITY);
                 neg_inf += sum(|x| x == f32::NEG_INFINITY);
+            }
+            if math::opaque(needs_key as u32) == 0 {
+                // Listed with one count: the logits now, their keys later.
+                let hit = |i: u32, logit: f32| ((exists(i) && candidates.is_above(logit)) as u32) << i;
+                let hits = hit(0, a) | hit(1, b) | hit(2, c) | hit(3, d);
+                if hits != 0 {
+                    let slot = counters.fetch_add(LIST_LEN, hits.count_ones());
+                    let list = |i: u32, logit: f32| {
+                        let slot = slot + (hits & ((1 << i) - 1)).count_ones();
+                        if hits >> i & 1 != 0 && slot < MAX_SELECT {
+                            list.store(slot, (logit.to_bits() as u64) << 32 | !(k + i) as u64);
+                        }
+                    };
+                    list(0, a);
+                    list(1, b);
+                    list(2, c);
+                    list(3, d);
+                }
+                return;
             }
             let (mut rest, mut i) = ([a, b, c, d], 0);
             while i < 4 {
@@ -677,7 +681,6 @@ unsafe fn publish_when_last(args: &SelectArgs, num_detections: u32) {
     unsafe {
         let mut total = num_detections;
         if args.batch > 1 {
-            fence::system();
             let done = Global::<u32>::from_address(args.done_at);
             let before = done.fetch_add_acq_rel(0, 1 | num_detections << DONE_SHIFT);
             if before & ((1 << DONE_SHIFT) - 1) != args.batch - 1 {
