@@ -278,9 +278,9 @@ impl Window {
 }
 
 impl Window {
-    /// Cells of window column `c` from row `r` on, [`STRIP_ROWS`] of them: behind row `row_end - 1` that row's again. Zero
-    /// outside the grid, and in columns that the window has not. All loads are issued before the first is used: a branch
-    /// around a load would have it waited for.
+    /// Cells of window column `c` from row `r` on, [`STRIP_ROWS`] of them: behind row `row_end - 1` that row's again, and in
+    /// columns that the window has not those of its last, or zeros. Zero outside the grid. All loads are issued before the
+    /// first is used: a branch around a load would have it waited for.
     ///
     /// Callers: every lane of a warp, with 32 columns in a row.
     ///
@@ -288,28 +288,27 @@ impl Window {
     /// The mask tensor is what [`MaskArgs`] promises; `r` is below `row_end`.
     #[inline(always)]
     pub unsafe fn strip(&self, r: u32, row_end: u32, c: u32, num_columns: u32) -> [f32; STRIP_ROWS as usize] {
-        let (x, y) = (c as i32 + self.window_x, r as i32 + self.window_y);
-        let has_column = c < num_columns && (x as u32) < self.mask_w;
         let last = (row_end - r).min(STRIP_ROWS) - 1;
-        if y >= 0 && y + last as i32 <= self.mask_h as i32 - 1 {
-            let first = self.first as u64 + (y as u32 * self.mask_w + if has_column { x as u32 } else { 0 }) as u64;
+        let y = r as i32 + self.window_y;
+        let first_x = (c & !31) as i32 + self.window_x;
+        let last_x = (c | 31).min(num_columns - 1) as i32 + self.window_x;
+        // The same in all lanes.
+        if y >= 0 && y + (last as i32) < self.mask_h as i32 && first_x >= 0 && last_x < self.mask_w as i32 {
+            let x = (c as i32 + self.window_x).min(last_x) as u32;
+            let first = self.first as u64 + (y as u32 * self.mask_w + x) as u64;
+            let size = if self.dtype == DTYPE_F32 { 4 } else { 2 };
+            let (address, pitch) = (self.masks_at + size as u64 * first, size * self.mask_w);
+            let row = |i: u32| address + i.min(last) as u64 * pitch as u64;
             if self.dtype == DTYPE_F32 {
-                let cells = Global::<f32>::from_address(self.masks_at + 4 * first);
                 // SAFETY: row and column are inside the grid.
-                let cell = |i: u32| unsafe { cells.load_nc_early((i.min(last) * self.mask_w) as usize) };
-                let strip = array_of_strip!(cell);
-                return if has_column { strip } else { [0.0; STRIP_ROWS as usize] };
+                let cell = |i: u32| unsafe { Global::<f32>::from_address(row(i)).load_nc_early(0) };
+                return array_of_strip!(cell);
             }
-            let cells = Global::<u16>::from_address(self.masks_at + 2 * first);
             // SAFETY: as above.
-            let cell = |i: u32| unsafe { cells.load_nc_early((i.min(last) * self.mask_w) as usize) };
+            let cell = |i: u32| unsafe { Global::<u16>::from_address(row(i)).load_nc_early(0) };
             let strip: [u16; STRIP_ROWS as usize] = array_of_strip!(cell);
             let is_f16 = self.dtype == DTYPE_F16;
-            return strip.map(|bits| match (has_column, is_f16) {
-                (false, _) => 0.0,
-                (true, true) => math::f16_to_f32(bits),
-                (true, false) => math::bf16_to_f32(bits),
-            });
+            return strip.map(|bits| if is_f16 { math::f16_to_f32(bits) } else { math::bf16_to_f32(bits) });
         }
         let cell = |i: u32| {
             // SAFETY: the caller vouches for the tensor.

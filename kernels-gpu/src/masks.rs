@@ -335,8 +335,8 @@ pub fn row_idx(args: &MaskArgs, image: u32, slot: u32) -> usize {
 /// `row` is below the batch's rows.
 #[inline(always)]
 pub unsafe fn query_of(args: &MaskArgs, row: usize) -> u32 {
-    // SAFETY: the selection wrote a word for each row.
-    unsafe { Global::<u32>::from_address(args.queries_at).load(row) }
+    // SAFETY: the selection wrote a word for each row. Volatile: loaded here, not where it is used.
+    unsafe { Global::<u32>::from_address(args.queries_at).load_volatile(row) }
 }
 
 /// Adds to the image's count of mask logits that are not finite. Callers: one thread for each count.

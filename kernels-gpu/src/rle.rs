@@ -51,8 +51,6 @@ use crate::{
     },
 };
 
-/// Word of the counters: what was found of an image's geometry.
-const FINDINGS: u32 = 7;
 /// Some row groups are irregular.
 const HAS_IRREGULAR: u32 = 1;
 /// Some row groups have no row.
@@ -79,6 +77,7 @@ struct Scratch {
     transitions: Shared<u32>,
     stage: Shared<u8>,
     stage_words: Shared<[u32; 4]>,
+    stage_counts: Shared<u32>,
 }
 
 impl Scratch {
@@ -92,6 +91,7 @@ impl Scratch {
                 transitions: Shared::at(args.rle.transitions_offset),
                 stage: Shared::at(args.rle.stage_offset),
                 stage_words: Shared::at(args.rle.stage_offset),
+                stage_counts: Shared::at(args.rle.stage_offset),
             }
         }
     }
@@ -151,7 +151,7 @@ impl Encoder {
         // SAFETY: the block has the layout's shared memory.
         let args = &unsafe { masks::args(self.params) };
         // SAFETY: as above.
-        let Scratch { transitions, stage, stage_words } = unsafe { Scratch::new(args) };
+        let Scratch { transitions, stage, stage_words, stage_counts } = unsafe { Scratch::new(args) };
         let (payload_at, capacity) = (self.payload_at(args), args.mask_capacity);
         let is_string = args.flags & FLAG_RLE_STRING != 0;
         // SAFETY: three transitions before the window, then the window; the stage has room for 6 characters each, and 15
@@ -179,8 +179,8 @@ impl Encoder {
                     if pass == 0 {
                         num_chars += left;
                         area += if idx % 2 == 1 { count } else { 0 };
-                        if !is_string && idx < capacity {
-                            Global::<u32>::from_address(payload_at).store(idx as usize, count);
+                        if !is_string {
+                            stage_counts.store(i, count);
                         }
                     } else {
                         let mut rest = value;
@@ -203,6 +203,15 @@ impl Encoder {
                     if !is_string {
                         break;
                     }
+                }
+            }
+            if !is_string {
+                // The sum's barrier stands between.
+                let mut i = tid;
+                while i < len && self.num_counts + i < capacity {
+                    let count = stage_counts.load(i);
+                    Global::<u32>::from_address(payload_at).store((self.num_counts + i) as usize, count);
+                    i += block;
                 }
             }
             self.num_counts += len;
@@ -270,6 +279,9 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
         let max_parts = div_ceil(masks::kept_record().content_w, num_columns).clamp(1, layout::MAX_PARTS);
         grid::depend_wait();
         let args = &masks::args(params);
+        // On their way while the detections are counted.
+        let lane = warp::lane_id();
+        let queries = if args.batch == 1 && lane < args.max_detections { masks::query_of(args, lane as usize) } else { 0 };
         let work = Work::new(args, |_, num_detections| num_detections);
         // Whole masks while there is one for every block; those that are left are cut into as many parts as run at once (P4).
         let grid = thread::grid_dim_x();
@@ -291,7 +303,11 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
                 prepared_image = image;
             }
             let args = &masks::args(params);
-            let query_idx = masks::query_of(args, masks::row_idx(args, image, slot));
+            let query_idx = if args.batch == 1 && slot < 32 {
+                warp::warp_shuffle_idx(FULL_MASK, queries, slot)
+            } else {
+                masks::query_of(args, masks::row_idx(args, image, slot))
+            };
             mask(Mask::<IN_SHARED> { params, image, slot, query_idx, part }, work.num_items);
             item += thread::grid_dim_x();
         }
@@ -316,14 +332,12 @@ impl Part {
     /// A whole mask.
     const WHOLE: Self = Self { idx: 0, num: 1, room: 0 };
 
-    /// This part of `len` columns.
-    ///
-    /// # Safety
-    /// A mask has parts.
+    /// This part of `len` columns: about as many as the others, and where one ends the next begins.
     #[inline(always)]
-    unsafe fn of(&self, len: u32) -> Span {
-        // SAFETY: passed on to the caller.
-        unsafe { Span { start: div_rem(self.idx * len, self.num).0, end: div_rem((self.idx + 1) * len, self.num).0 } }
+    fn of(&self, len: u32) -> Span {
+        let share = math::div_approx(len as f32, self.num as f32);
+        let at = |idx: u32| if idx < self.num { ((idx as f32 * share) as u32).min(len) } else { len };
+        Span { start: at(self.idx), end: at(self.idx + 1) }
     }
 }
 
@@ -352,7 +366,6 @@ unsafe fn reset() {
 #[track_caller]
 #[inline(always)]
 unsafe fn prepare<const IN_SHARED: bool>(params: Params, image: u32, prepared: u32) -> u32 {
-    let findings = masks::counters;
     // SAFETY: the caller vouches for the image; arrays are filled inside their room, between barriers.
     unsafe {
         let args = &masks::args(params);
@@ -361,7 +374,7 @@ unsafe fn prepare<const IN_SHARED: bool>(params: Params, image: u32, prepared: u
         let record = masks::kept_record();
         if record.geometry != prepared {
             if thread::thread_idx_x() == 0 {
-                findings().store(FINDINGS, if has_room::<IN_SHARED>(&args.rle, &record) { HAS_ROOM } else { 0 });
+                Facts::new::<IN_SHARED>(&args.rle, &record).store();
             }
             thread::sync_threads();
             // Tables of an empty window do not exist, and single rows need no groups.
@@ -369,7 +382,7 @@ unsafe fn prepare<const IN_SHARED: bool>(params: Params, image: u32, prepared: u
                 let (axis, has_groups) = (Axis::rows(&record, args.flags), record.window_h <= args.rle.num_groups);
                 let found = Rows::new(params, &record, image).fill(&axis, has_groups);
                 if found != 0 {
-                    findings().fetch_or(FINDINGS, found);
+                    Shared::<u32>::at(layout::FACTS).fetch_or(0, found);
                 }
             }
             thread::sync_threads();
@@ -378,17 +391,67 @@ unsafe fn prepare<const IN_SHARED: bool>(params: Params, image: u32, prepared: u
     }
 }
 
-/// Whether an image's changes are found by signs: see [`HAS_ROOM`].
-#[inline(always)]
-fn has_room<const IN_SHARED: bool>(rle: &RleLayout, record: &ImageRecord) -> bool {
-    let num_words = record.window_h.div_ceil(32);
-    record.window_w * num_words <= rle.num_sign_words
-        && record.window_w <= 32 * layout::ODD_WORDS
-        && (!IN_SHARED || record.window_w * record.window_h <= rle.num_cells)
-        && tile_words(num_words) <= rle.num_tile_words
-        && record.window_h <= rle.num_groups
-        && record.flags & IMAGE_PLAIN_ROWS == 0
-        && !is_empty(record)
+/// What follows from an image's geometry.
+#[derive(Clone, Copy)]
+struct Facts {
+    /// [`HAS_ROOM`], [`HAS_IRREGULAR`], [`HAS_EMPTY`].
+    findings: u32,
+    /// Words of a column's changes; 0 if they have no room.
+    num_words: u32,
+    /// Words of a tile.
+    tile_words: u32,
+    /// Tiles that have room.
+    num_tiles: u32,
+}
+
+impl Facts {
+    #[inline(always)]
+    fn new<const IN_SHARED: bool>(rle: &RleLayout, record: &ImageRecord) -> Self {
+        let window_words = record.window_h.div_ceil(32);
+        let has_room = record.window_w * window_words <= rle.num_sign_words
+            && record.window_w <= 32 * layout::ODD_WORDS
+            && (!IN_SHARED || record.window_w * record.window_h <= rle.num_cells)
+            && TILE_ENTRY_WORDS + 32 * (1 + window_words) <= rle.num_tile_words
+            && record.window_h <= rle.num_groups
+            && record.flags & IMAGE_PLAIN_ROWS == 0
+            && !is_empty(record);
+        // Rows of which a tile keeps changes: those of the window, or of the content if they have room.
+        let content_words = record.content_h.div_ceil(32);
+        let (num_words, tile_words) = match (has_room, 32 * (1 + content_words) <= rle.num_tile_words) {
+            (true, _) => (window_words, TILE_ENTRY_WORDS + 32 * (1 + window_words)),
+            (false, true) => (content_words, 32 * (1 + content_words)),
+            (false, false) => (0, 32),
+        };
+        // SAFETY: a tile has words.
+        let (num_tiles, _) = unsafe { div_rem(rle.num_tile_words, tile_words) };
+        let findings = if has_room { HAS_ROOM } else { 0 };
+        Self { findings, num_words, tile_words, num_tiles: num_tiles.min(layout::MAX_TILES) }
+    }
+
+    /// # Safety
+    /// The block has the layout's shared memory, and a barrier was passed since they were read.
+    #[inline(always)]
+    unsafe fn store(&self) {
+        // SAFETY: the layout has the words.
+        let words = unsafe { Shared::<[u32; 4]>::at(layout::FACTS) };
+        // SAFETY: as above.
+        unsafe { words.store(0, [self.findings, self.num_words, self.tile_words, self.num_tiles]) };
+    }
+
+    /// # Safety
+    /// They were stored, and a barrier was passed.
+    #[inline(always)]
+    unsafe fn load() -> Self {
+        // SAFETY: the layout has the words.
+        let [findings, num_words, tile_words, num_tiles] = unsafe { Shared::<[u32; 4]>::at(layout::FACTS).load(0) };
+        Self { findings, num_words, tile_words, num_tiles }
+    }
+
+    /// Whether changes are those of window rows, found by signs; else they are those of output rows.
+    #[inline(always)]
+    fn is_fast(&self) -> bool {
+        self.findings & (HAS_ROOM | HAS_EMPTY) == HAS_ROOM
+    }
 }
 
 /// Whether the last pixel of a column and the first of the next are neighbors in the mask, and both are content.
@@ -744,7 +807,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                 columns.start = (start.max(0) as u32).min(counted.start);
                 columns.end = (end.max(0) as u32).max(counted.end).min(window_w);
             }
-            let has_room = masks::counters().load(FINDINGS) & HAS_ROOM != 0;
+            let has_room = Facts::load().findings & HAS_ROOM != 0;
             let words = has_room.then_some(args.rle.signs_offset);
             let odd = Shared::<u32>::at(layout::ODD);
             Signs::load(&self.cells(args, &record), record.window_h, columns, counted, words, odd, masks::counters());
@@ -771,28 +834,20 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
         unsafe {
             let args = &masks::args(self.params);
             let record = masks::kept_record();
-            let (counters, odd) = (masks::counters(), Shared::at(layout::ODD));
-            let found = counters.load(FINDINGS);
-            let is_fast = found & (HAS_ROOM | HAS_EMPTY) == HAS_ROOM;
-            // Rows of which a tile keeps changes: those of the window, or of the content if they have room.
-            let content_words = record.content_h.div_ceil(32);
-            let num_words = match (is_fast, 32 * (1 + content_words) <= args.rle.num_tile_words) {
-                (true, _) => record.window_h.div_ceil(32),
-                (false, true) => content_words,
-                (false, false) => 0,
-            };
             Columns {
                 mask: *self,
+                facts: Facts::load(),
                 is_bilinear: args.flags & FLAG_BILINEAR != 0,
-                tiles_offset: args.rle.tiles_offset,
-                num_tile_words: args.rle.num_tile_words,
                 cells: self.cells(args, &record),
-                signs: Signs::loaded(Shared::at(args.rle.signs_offset), record.window_h.div_ceil(32), odd, counters),
+                signs: Signs::loaded(
+                    Shared::at(args.rle.signs_offset),
+                    record.window_h.div_ceil(32),
+                    Shared::at(layout::ODD),
+                    masks::counters(),
+                ),
+                tiles_offset: args.rle.tiles_offset,
                 tiles: Shared::at(args.rle.tiles_offset),
                 window_h: record.window_h,
-                is_fast,
-                num_words,
-                has_irregular: found & HAS_IRREGULAR != 0,
             }
         }
     }
@@ -826,7 +881,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
         unsafe {
             let (counts, carries) =
                 (Shared::<u32>::at(layout::TILE_COUNTS), Shared::<u32>::at(layout::TILE_CARRIES));
-            let (live, batch) = self.columns().extent();
+            let (live, batch) = (self.columns().live(), Facts::load().num_tiles);
             let num_tiles = div_ceil(live.end - live.start, TILE);
             let (mut first_tile, mut handed) = (0, 0);
             loop {
@@ -930,13 +985,6 @@ impl Place {
     }
 }
 
-/// Words of a tile of columns that have `num_words` words of changes: each lane's table entry, its number of transitions before,
-/// and the changes.
-#[inline(always)]
-fn tile_words(num_words: u32) -> u32 {
-    TILE_ENTRY_WORDS + 32 * (1 + num_words)
-}
-
 /// The bits below bit `i` and the bit itself, each as the parity of the bits up to it: changes become states.
 #[inline(always)]
 fn states_of(changes: u32) -> u32 {
@@ -951,50 +999,30 @@ fn states_of(changes: u32) -> u32 {
 /// The columns of one mask.
 struct Columns<const IN_SHARED: bool> {
     mask: Mask<IN_SHARED>,
+    facts: Facts,
     is_bilinear: bool,
-    tiles_offset: u32,
-    num_tile_words: u32,
     cells: Cells<IN_SHARED>,
     signs: Signs,
+    tiles_offset: u32,
     tiles: Shared<u32>,
     window_h: u32,
-    /// Changes are those of window rows; else they are those of output rows.
-    is_fast: bool,
-    /// Words of a column's changes; 0 if they have no room.
-    num_words: u32,
-    has_irregular: bool,
 }
 
 impl<const IN_SHARED: bool> Columns<IN_SHARED> {
-    /// The columns to look at, and how many tiles have room.
-    ///
-    /// # Safety
-    /// As [`Mask::columns`].
-    #[inline(always)]
-    unsafe fn extent(&self) -> (Span, u32) {
-        // SAFETY: a tile has words; the caller vouches for the record.
-        unsafe {
-            let (batch, _) = div_rem(self.num_tile_words, self.tile_words());
-            (self.live(), batch.min(layout::MAX_TILES))
-        }
-    }
-
     /// Content columns that may have foreground, and at least one more behind them if there is one.
     ///
     /// # Safety
     /// As [`Mask::columns`].
     #[inline(always)]
     unsafe fn live(&self) -> Span {
-        // SAFETY: the caller vouches for the record; a mask has parts.
-        let (record, part) = unsafe {
-            let record = masks::kept_record();
-            (record, self.mask.part.of(record.content_w))
-        };
+        // SAFETY: the caller vouches for the record.
+        let record = unsafe { masks::kept_record() };
+        let part = self.mask.part.of(record.content_w);
         let none = Span { start: part.start, end: part.start };
         if is_empty(&record) {
             return none;
         }
-        if !self.is_fast {
+        if !self.facts.is_fast() {
             return part;
         }
         let live = self.signs.live;
@@ -1010,12 +1038,6 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
         Span { start, end: (end.max(0) as u32).min(part.end).max(start) }
     }
 
-    /// Words of a tile: without room for changes only the numbers before.
-    #[inline(always)]
-    fn tile_words(&self) -> u32 {
-        if self.is_fast { tile_words(self.num_words) } else { 32 * (1 + self.num_words) }
-    }
-
     /// Where a tile keeps the table entries of its columns.
     ///
     /// # Safety
@@ -1023,13 +1045,13 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
     #[inline(always)]
     unsafe fn entries(&self, tile: u32) -> Shared<[u32; 4]> {
         // SAFETY: tiles begin at multiples of 128 bytes.
-        unsafe { Shared::at(self.tiles_offset + 4 * tile * self.tile_words()) }
+        unsafe { Shared::at(self.tiles_offset + 4 * tile * self.facts.tile_words) }
     }
 
     /// Where this lane's number of transitions before lies; its word `k` of changes is 32 (1 + k) behind.
     #[inline(always)]
     fn column_idx(&self, tile: u32) -> u32 {
-        tile * self.tile_words() + if self.is_fast { TILE_ENTRY_WORDS } else { 0 } + warp::lane_id()
+        tile * self.facts.tile_words + if self.facts.is_fast() { TILE_ENTRY_WORDS } else { 0 } + warp::lane_id()
     }
 
     /// Counts the transitions of a tile of columns, and stores where they are. Returns their number with its flags, and each
@@ -1052,32 +1074,32 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
         // SAFETY: columns are inside the content, rows inside the window; a lane reads and writes its own words.
         unsafe {
             // The column's changes from background, and its first state.
-            let (mut count, mut top, mut flag) = (0, 0, 0);
-            if self.is_fast {
+            let (mut count, mut top, mut is_plain) = (0, 0, true);
+            if self.facts.is_fast() {
                 let entry = self.mask.plain().0.column_entry(x);
                 self.entries(tile).store(lane, entry);
                 let column = Taps::new(entry, self.cells.num_columns, self.is_bilinear);
                 let is_odd;
                 (count, top, is_odd) = self.store_changes(at, &column);
-                if warp::warp_vote_any(FULL_MASK, is_odd && is_looked_at) {
-                    let content_h = masks::kept_record().content_h;
-                    flag = if content_h <= 32 * self.num_words { TILE_IS_PLAIN } else { TILE_IS_WALKED };
-                } else if count > 0 && is_column {
-                    let record = masks::kept_record();
-                    // Rows come with the positions, but for those that have none.
-                    let (first, last) = (record.offset_y, record.offset_y + record.content_h);
-                    let x = record.offset_x + x;
-                    let (low, high) = (if top != 0 { first } else { u32::MAX }, if count & 1 != 0 { last } else { 0 });
-                    stats.add(0, [x, low, x + 1, high]);
-                }
-            } else {
-                flag = if self.num_words > 0 { TILE_IS_PLAIN } else { TILE_IS_WALKED };
+                is_plain = warp::warp_vote_any(FULL_MASK, is_odd && is_looked_at);
+            }
+            let mut flag = 0;
+            if is_plain {
+                let has_room = masks::kept_record().content_h <= 32 * self.facts.num_words;
+                flag = if has_room { TILE_IS_PLAIN } else { TILE_IS_WALKED };
+            } else if count > 0 && is_column {
+                let record = masks::kept_record();
+                // Rows come with the positions, but for those that have none.
+                let (first, last) = (record.offset_y, record.offset_y + record.content_h);
+                let x = record.offset_x + x;
+                let (low, high) = (if top != 0 { first } else { u32::MAX }, if count & 1 != 0 { last } else { 0 });
+                stats.add(0, [x, low, x + 1, high]);
             }
             if flag != 0 {
                 let record = masks::kept_record();
                 (count, top) = (0, 0);
                 let mut k = 0;
-                while k < self.num_words {
+                while k < self.facts.num_words {
                     self.tiles.store(at + 32 * (1 + k), 0);
                     k += 1;
                 }
@@ -1158,7 +1180,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             let (mut count, mut top, mut islands) = (0, 0, 0);
             let (mut state, mut change) = (0, 0);
             let mut k = 0;
-            while k < self.num_words {
+            while k < self.facts.num_words {
                 let (first, second) = (self.signs.word(column.first, k), self.signs.word(column.second, k));
                 let (mut word, mut mixed) = (first & second, first ^ second);
                 while mixed != 0 {
@@ -1179,7 +1201,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
                 (state, change) = (word >> 31, changes >> 31);
                 k += 1;
             }
-            if self.has_irregular {
+            if self.facts.findings & HAS_IRREGULAR != 0 {
                 is_odd |= !self.is_monotone(at, column);
             }
             if islands != 0 && !is_odd {
@@ -1200,8 +1222,8 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             let (mut count, mut state, mut shown_state) = (0, 0, 0);
             let mut changes = self.tiles.load(at + 32);
             let mut k = 0;
-            while k < self.num_words {
-                let next = if k + 1 < self.num_words { self.tiles.load(at + 32 * (2 + k)) } else { 0 };
+            while k < self.facts.num_words {
+                let next = if k + 1 < self.facts.num_words { self.tiles.load(at + 32 * (2 + k)) } else { 0 };
                 let rows = self.row_bits(k);
                 let word = (states_of(changes) ^ 0u32.wrapping_sub(state)) & rows;
                 let is_first = (k == 0) as u32;
@@ -1307,7 +1329,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
                 });
             }
             let mut k = 0;
-            while k < self.num_words && count & TILE_IS_WALKED == 0 {
+            while k < self.facts.num_words && count & TILE_IS_WALKED == 0 {
                 let mut changes = self.tiles.load(at + 32 * (1 + k));
                 while changes != 0 {
                     let r = 32 * k + changes.trailing_zeros();

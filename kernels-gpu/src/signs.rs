@@ -129,6 +129,7 @@ impl Signs {
             let strip_cells = unsafe { cells.window.strip(r, num_rows, c, num_columns) };
             let is_kept = IN_SHARED && words.is_some() && c < num_columns;
             let (mut positive, mut lowest, mut highest) = (0, u32::MAX, 0);
+            let mut at = r * num_columns + c;
             let mut visit = |i: u32, cell: f32| {
                 positive |= ((cell > 0.0) as u32) << i;
                 // Positive zero becomes the greatest, as the negative ones are.
@@ -136,8 +137,9 @@ impl Signs {
                 highest = highest.max(cell.to_bits() & 0x7fff_ffff);
                 if is_kept && i < num {
                     // SAFETY: a cell of the window.
-                    unsafe { cells.shared.store((r + i) * num_columns + c, cell) };
+                    unsafe { cells.shared.store(at, cell) };
                 }
+                at += num_columns;
             };
             // Written out: an iterator over the array would index it.
             let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7] = strip_cells;

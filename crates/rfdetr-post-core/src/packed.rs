@@ -456,8 +456,10 @@ pub mod shared {
         pub const RECORD: u32 = (ODD + 4 * ODD_WORDS).next_multiple_of(16);
         /// Run lengths: a mask is cut into at most this many parts, each a block's.
         pub const MAX_PARTS: u32 = 16;
+        /// Run lengths: four words of what follows from the image's geometry.
+        pub const FACTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 32;
         /// Run lengths: transitions before each part, and those of all.
-        pub const PART_STARTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 32;
+        pub const PART_STARTS: u32 = FACTS + 16;
         /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
         pub const TILE_COUNTS: u32 = PART_STARTS + 4 * (MAX_PARTS + 1);
         /// Run lengths: states before each tile's columns.
