@@ -48,13 +48,13 @@ use rfdetr_post_core::packed::{
 };
 
 use crate::{
+    axes::Axis,
     columns::{Geometry, Taps, Window},
     inputs::{RECORD_WORDS, load_record_word, record_of_words},
     masks::{self, Stats, Work},
     scan::{div_ceil, div_rem},
     signs::Span,
     simt::{
-        fence,
         global::Global,
         grid, math,
         params::Params,
@@ -131,8 +131,7 @@ unsafe fn finish(args: &MaskArgs, params: Params, num_blocks: u32) {
     unsafe {
         let counters = masks::counters();
         if tid == 0 {
-            // The barrier ordered the block's writes before this fence, the fence before the count.
-            fence::device();
+            // The barrier ordered the block's writes before the count, which releases them to the block that publishes.
             let done = Global::<u32>::from_address(args.done_at);
             let is_last = done.fetch_add_acq_rel(0, 1) == num_blocks - 1;
             if is_last {
@@ -485,8 +484,8 @@ impl Warp<'_> {
     /// Loads the cells of the tile, into shared memory too if they have room there, and counts those that are not finite;
     /// says what they make of the tile.
     ///
-    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of the axis tables, then one of cells for most
-    /// tiles, and six shuffles.
+    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of the query, then one of cells for most tiles, and
+    /// six shuffles.
     ///
     /// # Safety
     /// As [`Warp::make_tile`].
@@ -517,13 +516,13 @@ impl Warp<'_> {
             // Selected without branches: a match would become a table of jumps.
             let (is_start, is_last) = (lane & 3 == 0, lane & 3 == 1);
             let i = if is_start { start } else { (end - is_last as u32).min(n_out - 1) };
-            let (tables_at, rows_offset) = self.tables();
-            let entry = pick(rows_offset, 0) + i;
-            let span = Global::<u32>::from_address(tables_at).load(4 * entry as usize);
-            let first = span & 0xffff;
-            // Cells before the first are of the tile before, but for the first tile; those behind the last, likewise.
+            // Computed, not looked up: the table would have to be waited for.
             let all = pick(record.window_h, record.window_w);
-            let value = first + if is_last { span >> 16 } else { 0 };
+            let (rows, columns) = (Axis::rows(&record, self.flags), Axis::columns(&record, self.flags));
+            let (scale, support) = if is_row { (rows.scale, rows.support) } else { (columns.scale, columns.support) };
+            let (first, count) = Axis { n_in: all, n_out, scale, support, ..columns }.span(i);
+            // Cells before the first are of the tile before, but for the first tile; those behind the last, likewise.
+            let value = first + if is_last { count } else { 0 };
             let value = if is_start && start == 0 { 0 } else { value };
             let value = if !is_start && !is_last && end == n_out { all } else { value };
             let from = |lane: u32| warp::warp_shuffle_idx(FULL_MASK, value, lane);
