@@ -96,6 +96,16 @@ impl Work {
         }
     }
 
+    /// The work that [`new`](Self::new) counted, to ask for images. A barrier must have been passed.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    pub unsafe fn counted(args: &MaskArgs) -> Self {
+        // SAFETY: the caller vouches for the layout.
+        Self { num_items: 0, prefix: unsafe { Shared::at(layout::PREFIX) }, batch: args.batch }
+    }
+
     /// The image of an item, and its index among the image's items.
     ///
     /// # Safety

@@ -283,37 +283,95 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
         let lane = warp::lane_id();
         let queries = if args.batch == 1 && lane < args.max_detections { masks::query_of(args, lane as usize) } else { 0 };
         let work = Work::new(args, |_, num_detections| num_detections);
-        // Whole masks while there is one for every block; those that are left are cut into as many parts as run at once (P4).
-        let grid = thread::grid_dim_x();
-        let num_cut = div_rem(work.num_items, grid).1;
-        let num_whole = work.num_items - num_cut;
-        let num_parts = div_rem(grid, num_cut.max(1)).0.clamp(1, max_parts);
+        let mut shares = Shares::new(work.num_items, max_parts);
+        // What is needed after the first item is read again: held in registers meanwhile, it would crowd out everything else.
+        if thread::thread_idx_x() == 0 {
+            shares.store();
+        }
         let mut prepared_image = 0;
         let mut item = thread::block_idx_x();
-        while item < num_whole + num_parts * num_cut {
-            // The item's mask, and its part.
-            let (mut mask_idx, mut part) = (item, Part::WHOLE);
-            if item >= num_whole {
-                let (cut, idx) = div_rem(item - num_whole, num_parts);
-                (mask_idx, part) = (num_whole + cut, Part { idx, num: num_parts, room: item - num_whole });
-            }
-            let (image, slot) = work.image_of(mask_idx);
+        while item < shares.num_items {
+            let (mask_idx, part) = shares.of(item);
+            let args = &masks::args(params);
+            let (image, slot) = Work::counted(args).image_of(mask_idx);
             if image != prepared_image {
                 geometry = prepare::<IN_SHARED>(params, image, geometry);
                 prepared_image = image;
             }
-            let args = &masks::args(params);
-            let query_idx = if args.batch == 1 && slot < 32 {
+            let is_first = item == thread::block_idx_x();
+            let query_idx = if is_first && args.batch == 1 && slot < 32 {
                 warp::warp_shuffle_idx(FULL_MASK, queries, slot)
             } else {
                 masks::query_of(args, masks::row_idx(args, image, slot))
             };
-            mask(Mask::<IN_SHARED> { params, image, slot, query_idx, part }, work.num_items);
+            mask(Mask::<IN_SHARED> { params, image, slot, query_idx, part });
             item += thread::grid_dim_x();
+            shares = Shares::load();
         }
-        if work.num_items == 0 && thread::block_idx_x() == 0 {
-            masks::publish_all(args, 0);
+        if shares.num_masks == 0 && thread::block_idx_x() == 0 {
+            masks::publish_all(&masks::args(params), 0);
         }
+    }
+}
+
+/// How the masks are shared out among the blocks: whole masks while there is one for every block; those that are left are cut
+/// into as many parts as run at once (P4).
+#[derive(Clone, Copy)]
+struct Shares {
+    /// Masks.
+    num_masks: u32,
+    /// Masks that are not cut: the first ones, each an item.
+    num_whole: u32,
+    /// Parts of each of the others, each an item.
+    num_parts: u32,
+    /// Items.
+    num_items: u32,
+}
+
+impl Shares {
+    #[inline(always)]
+    fn new(num_masks: u32, max_parts: u32) -> Self {
+        let grid = thread::grid_dim_x();
+        // SAFETY: a grid has blocks, and the other divisor is at least 1.
+        let (num_cut, num_parts) = unsafe {
+            let (_, num_cut) = div_rem(num_masks, grid);
+            (num_cut, div_rem(grid, num_cut.max(1)).0.clamp(1, max_parts))
+        };
+        let num_whole = num_masks - num_cut;
+        Self { num_masks, num_whole, num_parts, num_items: num_whole + num_parts * num_cut }
+    }
+
+    /// The mask of an item, and the part of it.
+    #[inline(always)]
+    fn of(&self, item: u32) -> (u32, Part) {
+        if item < self.num_whole {
+            return (item, Part::WHOLE);
+        }
+        let room = item - self.num_whole;
+        // SAFETY: a mask has parts.
+        let (cut, idx) = unsafe { div_rem(room, self.num_parts) };
+        (self.num_whole + cut, Part { idx, num: self.num_parts, room })
+    }
+
+    /// # Safety
+    /// The block has the layout's shared memory.
+    #[inline(always)]
+    unsafe fn store(&self) {
+        // SAFETY: the layout has the words.
+        unsafe {
+            Shared::<[u32; 4]>::at(layout::SHARES)
+                .store(0, [self.num_masks, self.num_whole, self.num_parts, self.num_items]);
+        }
+    }
+
+    /// # Safety
+    /// They were stored, and a barrier was passed.
+    #[inline(always)]
+    unsafe fn load() -> Self {
+        // SAFETY: the layout has the words.
+        let [num_masks, num_whole, num_parts, num_items] =
+            unsafe { Shared::<[u32; 4]>::at(layout::SHARES).load(0) };
+        Self { num_masks, num_whole, num_parts, num_items }
     }
 }
 
@@ -593,7 +651,7 @@ impl Rows {
     }
 }
 
-/// Makes a part of one of `num_masks` masks; the block that makes the last part encodes the mask.
+/// Makes a part of a mask; the block that makes the last part encodes the mask.
 ///
 /// Callers: every thread of the block, after a barrier behind [`reset`] and [`prepare`]. Ends with both done and a barrier passed.
 ///
@@ -601,7 +659,7 @@ impl Rows {
 /// As [`masks_rle`]; the part is the block's own.
 #[track_caller]
 #[inline(always)]
-unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32) {
+unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>) {
     let (params, image, tid) = (mask.params, mask.image, thread::thread_idx_x());
     // SAFETY: image, slot and part are of this launch; shared memory is used inside its layout; barriers separate the
     // phases; a part hands over no more than its room.
@@ -681,7 +739,7 @@ unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>, num_masks: u32)
             let args = &masks::args(params);
             let row = masks::row_idx(args, image, mask.slot);
             let lens = [encoder.offset(args), encoder.len(args), encoder.num_counts];
-            masks::warp_finish_mask(args, image, row, &Stats::of_shared(), lens, nonfinite, num_masks);
+            masks::warp_finish_mask(args, image, row, &Stats::of_shared(), lens, nonfinite, Shares::load().num_masks);
         }
         reset();
         thread::sync_threads();

@@ -458,8 +458,10 @@ pub mod shared {
         pub const MAX_PARTS: u32 = 16;
         /// Run lengths: four words of what follows from the image's geometry.
         pub const FACTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 32;
+        /// Run lengths: four words of how the masks are shared out.
+        pub const SHARES: u32 = FACTS + 16;
         /// Run lengths: transitions before each part, and those of all.
-        pub const PART_STARTS: u32 = FACTS + 16;
+        pub const PART_STARTS: u32 = SHARES + 16;
         /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
         pub const TILE_COUNTS: u32 = PART_STARTS + 4 * (MAX_PARTS + 1);
         /// Run lengths: states before each tile's columns.
@@ -471,7 +473,7 @@ pub mod shared {
         pub const DENSE_MAX_THREADS: u32 = 128;
         /// Dense masks: blocks of that size that the compiler leaves registers for on a multiprocessor: the most without
         /// spills.
-        pub const DENSE_MIN_BLOCKS: u32 = 6;
+        pub const DENSE_MIN_BLOCKS: u32 = 7;
         /// Dense masks: columns of a tile, which a warp makes.
         pub const DENSE_TILE_W: u32 = 128;
         /// Dense masks: rows of a tile.

@@ -52,7 +52,7 @@ const PART_CAPACITY: u32 = 4096;
 /// Threads that a large device's multiprocessor has at a time.
 const THREADS_PER_MULTIPROCESSOR: u32 = 2048;
 /// Transitions that the run-length kernel encodes at a time: at least, and where there is room.
-const WINDOWS: [u32; 3] = [1024, 2048, 4096];
+const WINDOWS: [u32; 4] = [1024, 2048, 4096, 8192];
 /// Tiles of columns that the run-length kernel should have room for at a time.
 const WANTED_TILES: u32 = 24;
 /// Rows whose weights may lie in shared memory.
@@ -87,7 +87,7 @@ impl DeviceLimits {
             rle_threads: 512,
             rle_blocks_per_multiprocessor: 1,
             mask_threads: 128,
-            mask_blocks_per_multiprocessor: 6,
+            mask_blocks_per_multiprocessor: 7,
             max_shared_bytes: MIN_SHARED_BYTES,
         }
     }
