@@ -13,12 +13,15 @@
 
 pub mod axes;
 pub mod boxes;
+pub mod changes;
 pub mod columns;
 pub mod dense;
+pub mod encode;
 pub mod grid_logits;
 pub mod inputs;
 pub mod masks;
 pub mod rle;
+pub mod rows;
 pub mod scan;
 pub mod score;
 pub mod select;

@@ -556,7 +556,8 @@ fn rle_layout_within(mask_h: u32, mask_w: u32, max_image: Size, budget: u32) -> 
     let window_words = |window: u32| (16 + 6 * window) / 4 + (3 + window).next_multiple_of(2);
     // Every array begins at a multiple of 16 bytes.
     let padding = 4 * 6;
-    let needed = shared::RLE_FIXED_BYTES / 4 + window_words(WINDOWS[0]) + num_groups + num_sign_words + tile_words + padding;
+    let needed =
+        shared::RLE_FIXED_BYTES / 4 + window_words(WINDOWS[0]) + num_groups + num_sign_words + tile_words + padding;
     let mut left = (budget / 4).checked_sub(needed)?;
     let mut take = |words: u32| {
         let fits = words <= left;
