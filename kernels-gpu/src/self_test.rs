@@ -68,6 +68,8 @@ unsafe fn body(args: &SelfTestArgs, params: Params) {
     put(warp::warp_id() * 32 + lane);
     // SAFETY: the table has 8 words.
     put(unsafe { params.load(core::mem::offset_of!(SelfTestArgs, table) as u32 + 4 * (thread & 7)) });
+    // SAFETY: as above.
+    put(unsafe { params.anew().load(core::mem::offset_of!(SelfTestArgs, table) as u32 + 4 * (lane & 7)) });
 
     let full = warp::FULL_MASK;
     put(warp::warp_vote_ballot(full, value & 1 == 1));
@@ -161,6 +163,8 @@ unsafe fn body(args: &SelfTestArgs, params: Params) {
     put(math::fma_rd(a, b, c).to_bits());
     put(math::fma_rd(b, a, -c).to_bits());
     put(math::div(a, c).to_bits());
+    // This approximation, too: the emulator's is coarser.
+    put(((math::div_approx(a, c) - math::div(a, c)).abs() <= math::div(a, c) / 64.0) as u32);
     put(math::rne(a).to_bits());
     put(math::rne(b * 1000.0).to_bits());
     // The approximation is compared by a bound.
