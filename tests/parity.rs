@@ -8,10 +8,11 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use rfdetr_post_core::{
-    MaskFormat, Semantics,
+    DType, ImageMeta, MaskFormat, Options, Semantics, Size,
     packed::{FLAG_BILINEAR, FLAG_CLIP_BOXES, MAX_SELECT},
 };
 use rfdetr_post_tests::{
+    case::{OwnedTensor, RequestCase},
     compare,
     emulated::{self, Damage, Shape},
     fixtures::{self, Fixture},
@@ -47,6 +48,45 @@ proptest! {
         prop_assume!(request.num_select() <= MAX_SELECT as usize);
         if let Err(difference) = compare::check(&request, |request| emulated::answer(request, seed)) {
             prop_assert!(false, "seed {seed}: {difference}");
+        }
+    }
+}
+
+/// Masks of one positive row or column of cells, one for each: whatever looks at a cell too few at the edge of a tile misses it.
+/// One axis shrinks and the other grows, so they reach differently far.
+#[test]
+fn masks_of_one_live_row_or_column() {
+    let (long, short) = (96, 10);
+    for (is_row, mask_format) in [MaskFormat::Dense, MaskFormat::BitPacked, MaskFormat::Rle, MaskFormat::Counts]
+        .into_iter()
+        .flat_map(|format| [(true, format), (false, format)])
+    {
+        let (mask_h, mask_w) = if is_row { (long, short) } else { (short, long) };
+        let size = if is_row { Size::new(130, 67) } else { Size::new(133, 70) };
+        let cells = |query: usize| {
+            (0..mask_h * mask_w).map(move |cell| {
+                let is_live = if is_row { cell / mask_w == query } else { cell % mask_w == query };
+                if is_live { 1.0 } else { -0.015625 }
+            })
+        };
+        let case = RequestCase {
+            boxes: OwnedTensor::new([0.5; 4].repeat(long), &[1, long, 4], DType::F32),
+            logits: OwnedTensor::new(vec![3.0; long], &[1, long, 1], DType::F32),
+            masks: Some(OwnedTensor::new((0..long).flat_map(cells).collect(), &[1, long, mask_h, mask_w], DType::F32)),
+            metas: vec![ImageMeta::stretch(size, Size::new(384, 384)).unwrap()],
+            options: Options { mask_format, ..Options::default() },
+        };
+        for seed in 0..2 {
+            let shape = Shape { mask_threads: 96, mask_grid: 24, ..Shape::from_seed(seed) };
+            match emulated::process_shaped(&case.request().unwrap(), seed, shape) {
+                Ok(got) => {
+                    if let Err(difference) = compare::compare(&case.reference(), &got) {
+                        panic!("{mask_format:?}, row {is_row}, seed {seed}: {difference}");
+                    }
+                }
+                Err(emulated::Failure::Error(error)) => panic!("{mask_format:?}, seed {seed}: {error}"),
+                Err(emulated::Failure::Fault(fault)) => panic!("{mask_format:?}, seed {seed}: {fault}"),
+            }
         }
     }
 }
