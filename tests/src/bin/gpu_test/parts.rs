@@ -8,7 +8,9 @@ use std::{
 use proptest::strategy::{Strategy, ValueTree};
 use rfdetr_post_core::{
     DType, Detections, Error as CoreError, ImageMeta, MaskFormat, Options, ScoreArithmetic, Semantics, Size,
-    Thresholds, plan::DeviceLimits, score::sigmoid as host_sigmoid,
+    Thresholds,
+    plan::{DeviceLimits, MaskKernel},
+    score::sigmoid as host_sigmoid,
 };
 use rfdetr_post_cuda::{CudaPostprocessor, DeviceChoice, Error, KernelChoice, KernelImage, device_count, device_info};
 use rfdetr_post_tests::{
@@ -83,14 +85,20 @@ pub fn fixtures(gpu: &Gpu, is_quick: bool) -> Outcome {
 /// A handful of small requests that run every kernel on every path, each once: for tools that slow the device down a
 /// thousandfold.
 pub fn tiny(gpu: &Gpu) -> Outcome {
-    let mut tally = Tally::default();
+    let (mut tally, mut kernels) = (Tally::default(), HashSet::new());
     for (idx, (name, case)) in tiny_cases().into_iter().enumerate() {
         // Few multiprocessors: as many blocks as have work, but as many threads in each as users get.
         let how = How { limits: Some(DeviceLimits::new(4)), ..How::ALL[idx % 4] };
-        let (got, ..) = gpu.answer(&case, &how).map_err(|error| format!("{name}: {error}"))?;
+        let (got, postprocessor, _) = gpu.answer(&case, &how).map_err(|error| format!("{name}: {error}"))?;
+        kernels.insert(postprocessor.plan().mask_kernel.map(MaskKernel::name));
         compare::compare(&case.reference(), &got).map_err(|difference| format!("{name}, {how:?}: {difference}"))?;
         tally.count("requests equal");
         tally.count(format!("with {}", case.options.mask_format.name()));
+    }
+    for kernel in [MaskKernel::Rle, MaskKernel::RleLarge, MaskKernel::Dense, MaskKernel::Grid] {
+        if !kernels.contains(&Some(kernel.name())) {
+            return Err(format!("no request came to {}", kernel.name()));
+        }
     }
     tally.outcome()
 }
@@ -126,7 +134,38 @@ fn tiny_cases() -> Vec<(String, RequestCase)> {
     let (name, case) = few("grid_1x9", MaskFormat::Rle, 1);
     cases.push((format!("{name}, 9 times"), tiled(&case.image(0), 9)));
     cases.push(("radix select".to_string(), more_hits_than_places()));
+    // Cells that have no room in the shared memory of these limits.
+    cases.push((
+        "large grid".to_string(),
+        large_grid(&mut Random::new(6), (192, 160), Size::new(211, 283), MaskFormat::Rle),
+    ));
     cases
+}
+
+/// Detections with smooth masks on a grid that small devices have no room for in shared memory.
+fn large_grid(
+    random: &mut Random,
+    (mask_h, mask_w): (usize, usize),
+    size: Size,
+    mask_format: MaskFormat,
+) -> RequestCase {
+    let queries = 2;
+    let mut masks = Vec::with_capacity(queries * mask_h * mask_w);
+    for _ in 0..queries {
+        let (center_r, center_c) = (random.uniform(0.0, mask_h as f32), random.uniform(0.0, mask_w as f32));
+        let (radius, ripple) = (random.uniform(1.0, 0.6 * mask_h as f32), random.uniform(0.0, 6.0));
+        masks.extend((0..mask_h * mask_w).map(|cell| {
+            let (r, c) = ((cell / mask_w) as f32 - center_r, (cell % mask_w) as f32 - center_c);
+            (radius - r.hypot(c) + ripple * (r * 0.7).sin() * (c * 0.9).cos()) / 4.0
+        }));
+    }
+    RequestCase {
+        boxes: OwnedTensor::new([0.5, 0.4, 0.3, 0.6].repeat(queries), &[1, queries, 4], DType::F32),
+        logits: OwnedTensor::new(vec![2.0; queries], &[1, queries, 1], DType::F32),
+        masks: Some(OwnedTensor::new(masks, &[1, queries, mask_h, mask_w], DType::F32)),
+        metas: vec![ImageMeta::stretch(size, Size::new(768, 768)).expect("a plain stretch")],
+        options: Options { mask_format, ..Options::default() },
+    }
 }
 
 /// More pairs above the threshold than can be sorted at once, many of them equal.
@@ -211,6 +250,12 @@ fn random_case(seed: u64, idx: u64) -> RequestCase {
         // More images than travel with the arguments.
         13 => case = tiled(&case, 2 + random.below(7)),
         17 => case = large_selection(&mut random),
+        19 => {
+            let grid = (100 + random.below(120), 100 + random.below(120));
+            let size = Size::new(90 + random.below(900) as u32, 90 + random.below(900) as u32);
+            let mask_format = random.pick(&[MaskFormat::Rle, MaskFormat::Counts]);
+            case = large_grid(&mut random, grid, size, mask_format);
+        }
         _ => {}
     }
     case
