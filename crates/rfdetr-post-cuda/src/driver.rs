@@ -325,9 +325,13 @@ impl DeviceBuffer {
     /// Copies bytes to the device and waits.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         assert!(offset + bytes.len() <= self.len, "the copy stays inside the buffer");
+        // A copy from pageable memory returns when the driver has taken the bytes over, which may be before the device has
+        // them; and the streams of requests do not wait for the default stream.
         // SAFETY: inside the buffer, checked above.
-        self.context
-            .with(|| unsafe { cu!(cuMemcpyHtoD_v2(self.address + offset as u64, bytes.as_ptr().cast(), bytes.len())) })
+        self.context.with(|| unsafe {
+            cu!(cuMemcpyHtoD_v2(self.address + offset as u64, bytes.as_ptr().cast(), bytes.len()))?;
+            cu!(cuStreamSynchronize(ptr::null_mut()))
+        })
     }
 
     /// Copies bytes to the start of the buffer, behind what is on `stream`. They may be changed or freed afterwards.

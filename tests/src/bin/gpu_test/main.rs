@@ -23,7 +23,7 @@ mod raw;
 
 use std::{
     path::PathBuf,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -86,6 +86,8 @@ enum Part {
     Images,
     /// Random requests
     Fuzz(Fuzz),
+    /// Random requests in several processes at once: the device serves them in turn, so that what is not ordered shows
+    Processes(Processes),
     /// The sigmoid over all 2^32 logits, device against host
     Sigmoid(Sigmoid),
     /// One request again and again gives one bit pattern
@@ -121,6 +123,8 @@ struct All {
     repeats: Repeats,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    processes: Processes,
 }
 
 #[derive(clap::Args, Clone)]
@@ -144,6 +148,16 @@ struct Fuzz {
     /// Run this request only, and print it
     #[arg(long, value_name = "INDEX")]
     case: Option<u64>,
+}
+
+#[derive(clap::Args, Clone)]
+struct Processes {
+    /// Number of processes
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    processes: u64,
+    /// Number of random requests in each
+    #[arg(long, value_name = "N", default_value_t = 6_000)]
+    cases_each: u64,
 }
 
 #[derive(clap::Args, Clone)]
@@ -213,6 +227,32 @@ fn broken(gpu: &Gpu) -> Outcome {
     }
 }
 
+/// Runs `fuzz` in several processes at once.
+fn processes(gpu: &Gpu, flags: &Processes) -> Outcome {
+    let program = std::env::current_exe().map_err(text)?;
+    let mut children = Vec::new();
+    for seed in 1..=flags.processes {
+        let mut child = Command::new(&program);
+        child.arg("fuzz").arg("--cases").arg(flags.cases_each.to_string()).arg("--seed").arg(seed.to_string());
+        child.arg("--device").arg(gpu.device.to_string()).arg("--fixtures").arg(fixtures::root());
+        children.push(child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(text)?);
+    }
+    // All are waited for, whichever fails.
+    let mut failed = Vec::new();
+    for child in children {
+        let output = child.wait_with_output().map_err(text)?;
+        if !output.status.success() {
+            let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            failed.push(format!("{}: {out}{err}", output.status));
+        }
+    }
+    if failed.is_empty() {
+        Ok(format!("{} processes of {} random requests each, none failed", flags.processes, flags.cases_each))
+    } else {
+        Err(failed.join("\n"))
+    }
+}
+
 fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
     match part {
         Part::All(all) => {
@@ -228,6 +268,7 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
                 Part::Images,
                 Part::Repeats(all.repeats),
                 Part::Fuzz(all.fuzz),
+                Part::Processes(all.processes),
                 Part::Sigmoid(Sigmoid { stride: 1 }),
                 Part::Threads(all.threads),
             ];
@@ -248,6 +289,7 @@ fn run(gpu: &Gpu, part: Part, sum: &mut Sum) {
             }
         }
         Part::Fuzz(flags) => sum.add("fuzz", || parts::fuzz(gpu, flags.cases, flags.seed, flags.case)),
+        Part::Processes(flags) => sum.add("processes", || processes(gpu, &flags)),
         Part::Sigmoid(flags) => sum.add("sigmoid", || parts::sigmoid(gpu, flags.stride.max(1))),
         Part::Repeats(flags) => sum.add("repeats", || parts::repeats(gpu, flags.count)),
         Part::Threads(flags) => sum.add("threads", || raw::threads(gpu, flags.seconds)),
