@@ -630,7 +630,6 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
     #[inline(always)]
     unsafe fn is_monotone(&self, at: u32, column: &Taps) -> bool {
         let (mut is_monotone, mut state) = (true, false);
-        // Whether the window rows above change.
         let mut r = 0;
         // SAFETY: rows of the group, which has a window row below.
         unsafe {
