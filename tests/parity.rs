@@ -52,6 +52,19 @@ proptest! {
     }
 }
 
+/// The emulated kernels answer as the reference does, and no detector reports anything.
+fn assert_equal(what: &str, case: &RequestCase, seed: u64, shape: Shape) {
+    match emulated::process_shaped(&case.request().unwrap(), seed, shape) {
+        Ok(got) => {
+            if let Err(difference) = compare::compare(&case.reference(), &got) {
+                panic!("{what}: {difference}");
+            }
+        }
+        Err(emulated::Failure::Error(error)) => panic!("{what}: {error}"),
+        Err(emulated::Failure::Fault(fault)) => panic!("{what}: {fault}"),
+    }
+}
+
 /// Masks of one positive row or column of cells, one for each: whatever looks at a cell too few at the edge of a tile misses it.
 /// One axis shrinks and the other grows, so they reach differently far.
 #[test]
@@ -78,15 +91,7 @@ fn masks_of_one_live_row_or_column() {
         };
         for seed in 0..2 {
             let shape = Shape { mask_threads: 96, mask_grid: 24, ..Shape::from_seed(seed) };
-            match emulated::process_shaped(&case.request().unwrap(), seed, shape) {
-                Ok(got) => {
-                    if let Err(difference) = compare::compare(&case.reference(), &got) {
-                        panic!("{mask_format:?}, row {is_row}, seed {seed}: {difference}");
-                    }
-                }
-                Err(emulated::Failure::Error(error)) => panic!("{mask_format:?}, seed {seed}: {error}"),
-                Err(emulated::Failure::Fault(fault)) => panic!("{mask_format:?}, seed {seed}: {fault}"),
-            }
+            assert_equal(&format!("{mask_format:?}, row {is_row}, seed {seed}"), &case, seed, shape);
         }
     }
 }
@@ -113,19 +118,10 @@ fn every_fixture_under_hostile_schedules() {
                 options.mask_format = formats[schedule as usize % formats.len()];
                 options.semantics = Semantics::roboflow_inference();
             });
-            let request = case.request().unwrap();
             // More threads than a random request gets: these images are a thousand pixels wide.
             let seed = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(schedule + 1);
             let shape = Shape { select_threads: 256, mask_threads: 128, mask_grid: 24, ..Shape::from_seed(seed) };
-            match emulated::process_shaped(&request, seed, shape) {
-                Ok(got) => {
-                    if let Err(difference) = compare::compare(&case.reference(), &got) {
-                        panic!("{name}, schedule {schedule}: {difference}");
-                    }
-                }
-                Err(emulated::Failure::Error(error)) => panic!("{name}, schedule {schedule}: {error}"),
-                Err(emulated::Failure::Fault(fault)) => panic!("{name}, schedule {schedule}: {fault}"),
-            }
+            assert_equal(&format!("{name}, schedule {schedule}"), &case, seed, shape);
             runs += 1;
         }
     }

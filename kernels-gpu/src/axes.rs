@@ -107,7 +107,7 @@ impl Axis {
     /// The table entry of an output index: `[first | count << 16, w0, w1, w2]`, or `[first | count << 16, total, distance, 0]`
     /// for more than three cells.
     #[inline(always)]
-    pub fn entry(&self, i: u32) -> [u32; 4] {
+    fn entry(&self, i: u32) -> [u32; 4] {
         let (first, count) = self.span(i);
         let span = first | count << 16;
         if self.is_identity {

@@ -91,12 +91,6 @@ impl Geometry {
         }
     }
 
-    /// Whether nothing of the grid shows content: every mask is empty.
-    #[inline(always)]
-    pub fn is_empty(&self) -> bool {
-        self.record.window_w == 0 || self.record.window_h == 0
-    }
-
     /// The taps of a content column.
     ///
     /// # Safety

@@ -6,7 +6,7 @@
 //! - P1: every request run under the plan fits its batch, model shape and image size ([`Plan::check`]).
 //! - P2: the rows of an image are `max_detections`, and the selection writes no more.
 //! - P3: `work_bytes` and `result_bytes` end behind the last section of their layouts; sections are 256-byte aligned.
-//! - P4: a grid of `mask_grid` blocks makes at most `mask_grid` parts of masks at a time, so parts are indexed by work item;
+//! - P4: a grid of `mask_grid` blocks makes at most `mask_grid` parts of masks, each block one, so each part has a room;
 //!   the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and a tile of the tallest window whose signs
 //!   have room has room, too.
 //! - P5: the shared memory of every kernel is at most `limits.max_shared_bytes`, of which it needs 64 KiB at least.

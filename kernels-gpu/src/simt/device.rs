@@ -773,26 +773,29 @@ pub mod math {
         fma_rd => "fma.rm.f32";
     }
 
-    /// `a / b`, rounded to nearest.
-    #[inline(always)]
-    pub fn div(a: f32, b: f32) -> f32 {
-        let result: f32;
-        // SAFETY: arithmetic only.
-        unsafe {
-            asm!("div.rn.f32 {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+    macro_rules! binary {
+        ($($(#[$doc:meta])* $name:ident => $instruction:literal;)*) => {
+            $(
+                $(#[$doc])*
+                #[inline(always)]
+                pub fn $name(a: f32, b: f32) -> f32 {
+                    let result: f32;
+                    // SAFETY: arithmetic only.
+                    unsafe {
+                        asm!(concat!($instruction, " {}, {}, {};"),
+                             out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+                    };
+                    result
+                }
+            )*
         };
-        result
     }
 
-    /// About `a / b`: for guesses.
-    #[inline(always)]
-    pub fn div_approx(a: f32, b: f32) -> f32 {
-        let result: f32;
-        // SAFETY: arithmetic only.
-        unsafe {
-            asm!("div.approx.ftz.f32 {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
-        };
-        result
+    binary! {
+        /// `a / b`, rounded to nearest.
+        div => "div.rn.f32";
+        /// About `a / b`: for guesses.
+        div_approx => "div.approx.ftz.f32";
     }
 
     macro_rules! unary {
