@@ -354,7 +354,7 @@ impl DeviceBuffer {
 
     /// Fills the buffer with zeros and waits.
     pub fn clear(&self) -> Result<()> {
-        // SAFETY: the whole buffer; the copy of nothing waits for the default stream.
+        // SAFETY: the whole buffer, on the default stream, which is waited for.
         self.context.with(|| unsafe {
             cu!(cuMemsetD8_v2(self.address, 0, self.len.max(1)))?;
             cu!(cuStreamSynchronize(ptr::null_mut()))

@@ -212,8 +212,12 @@ impl Memory {
 
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= self.len, "the copy stays inside the buffer");
+        // The copy may return before the device has the bytes, and other streams do not wait for the default one.
         // SAFETY: inside the buffer, checked above.
-        unsafe { cu!(cuMemcpyHtoD_v2(self.address, bytes.as_ptr().cast(), bytes.len())) }
+        unsafe {
+            cu!(cuMemcpyHtoD_v2(self.address, bytes.as_ptr().cast(), bytes.len()))?;
+            cu!(cuStreamSynchronize(ptr::null_mut()))
+        }
     }
 }
 
