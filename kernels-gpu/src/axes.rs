@@ -87,7 +87,7 @@ impl Axis {
         if t < 1.0 { 1.0 - t } else { 0.0 }
     }
 
-    /// The weights of an output index of one or two cells: those of its [`entry`](Self::entry), sooner. `span` is the index's.
+    /// The weights of an output index of one or two cells: those of its table entry, sooner. `span` is the index's.
     #[inline(always)]
     pub fn pair(&self, i: u32, (first, count): (u32, u32)) -> [f32; 2] {
         if self.is_identity {
