@@ -3,11 +3,15 @@
 //! In short:
 //!
 //! ```text
-//! hits = pairs whose score is above the smallest threshold, and NaN     (one compare a logit, no sigmoid)
+//! fours = aligned fours of logits of which one may be a hit              (two compares a logit, no sigmoid)
+//! hits  = their pairs whose score is above the smallest threshold, and NaN
 //! if there are more than fit: the num_select best of them by radix select
-//! sort by (score descending, index ascending), NaN first; keep num_select
+//! rank  = larger keys: score descending, index ascending, NaN first; keep num_select
 //! drop NaN, dropped classes, and what is not above its own threshold; cap; decode boxes; write rows
 //! ```
+//!
+//! Each step spreads what the one before left over all threads: a block has one request's few hits, and waits for the thread
+//! that has most of them.
 //!
 //! Why this equals the flat top-k over *all* pairs: a pair that is no hit scores less than every hit and could only take
 //! a place behind all of them, so among the first `num_select` the hits are the same. Pairs that are no hits are no
@@ -48,7 +52,8 @@ const DIGIT: u32 = 6;
 const ABOVE: u32 = 7;
 const IN_DIGIT: u32 = 8;
 const FOUND: u32 = 9;
-const NUM_COUNTERS: u32 = 10;
+const NUM_FOURS: u32 = 10;
+const NUM_COUNTERS: u32 = 11;
 
 /// The bit of a hit's key that says that it is above its own threshold and of a class that is kept: indices are below 2^31, so
 /// the key's inverse of one has this bit.
@@ -67,6 +72,7 @@ struct Candidates {
     dtype: u32,
     first: usize,
     num_pairs: u32,
+    num_classes: u32,
     uses_torch: bool,
     /// Logits can be loaded four at a time.
     is_vector: bool,
@@ -90,6 +96,26 @@ impl Candidates {
             self.is_above(logit)
         };
         if is_hit { rank_key(score::portable_sigmoid(logit), k) } else { 0 }
+    }
+
+    /// What is listed of a pair: its key, without [`IS_SURVIVOR`] if it is none; 0 if it is no hit.
+    ///
+    /// # Safety
+    /// The block has the columns in shared memory.
+    #[inline(always)]
+    unsafe fn entry(&self, logit: f32, k: u32) -> u64 {
+        let key = self.hit_key(logit, k);
+        if key == 0 {
+            return 0;
+        }
+        // SAFETY: there are classes, and an entry a column.
+        let [class_id, threshold] = unsafe {
+            let (_, class_idx) = div_rem(k, self.num_classes);
+            Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx)
+        };
+        // A NaN's key is a NaN, which is above no threshold.
+        let is_survivor = class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
+        if is_survivor { key } else { key & !IS_SURVIVOR }
     }
 
     /// Whether a logit is a hit by its portable score.
@@ -146,61 +172,233 @@ impl Candidates {
         unsafe { Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize) }
     }
 
+    /// [`UNROLL`] fours of a vector, from four `v` on and a block's threads apart; behind the last that again.
+    ///
+    /// All loads are issued before the first is used: a branch around a load would have it waited for. Written out: an array
+    /// would have to be indexed.
+    ///
+    /// # Safety
+    /// As [`select`]; the logits are a vector.
+    #[inline(always)]
+    unsafe fn load_vectors(&self, v: u32) -> [[f32; 4]; UNROLL as usize] {
+        let (block, last) = (thread::block_dim_x(), self.num_pairs / 4 - 1);
+        let logits = Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64);
+        // SAFETY: the caller vouches for the logits.
+        let load = |i: u32| unsafe { logits.load_nc_early((v + i * block).min(last) as usize) };
+        [load(0), load(1), load(2), load(3), load(4), load(5), load(6)]
+    }
+
+    /// Which of the fours that [`load_vectors`](Self::load_vectors) loaded hold a logit that may be a hit or is counted.
+    #[inline(always)]
+    fn interesting(&self, [x0, x1, x2, x3, x4, x5, x6]: [[f32; 4]; UNROLL as usize], v: u32) -> u32 {
+        let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
+        let fours = four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3) | four(x4, 4) | four(x5, 5) | four(x6, 6);
+        // The fours that exist.
+        // SAFETY: a block has threads.
+        let num = unsafe { div_ceil((self.num_pairs / 4).saturating_sub(v), thread::block_dim_x()) };
+        if num < UNROLL { fours & ((1 << num) - 1) } else { fours }
+    }
+
     /// Which of [`UNROLL`] fours, from four `v` on and a block's threads apart, hold a logit that may be a hit or is counted.
     ///
     /// # Safety
     /// As [`select`].
     #[inline(always)]
     unsafe fn interesting_fours(&self, v: u32) -> u32 {
-        let block = thread::block_dim_x();
         if self.is_vector {
-            let num_fours = self.num_pairs / 4;
-            // All loads are issued before the first is used: behind the last four it is read again, because a branch around
-            // a load would have it waited for. Written out: an array would have to be indexed.
             // SAFETY: the caller vouches for the logits.
-            let load = |i: u32| unsafe {
-                Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64)
-                    .load_nc_early((v + i * block).min(num_fours - 1) as usize)
-            };
-            let (x0, x1, x2, x3, x4, x5, x6) = (load(0), load(1), load(2), load(3), load(4), load(5), load(6));
-            let four = |x: [f32; 4], i: u32| (!self.are_dull(x) as u32) << i;
-            let fours = four(x0, 0) | four(x1, 1) | four(x2, 2) | four(x3, 3) | four(x4, 4) | four(x5, 5) | four(x6, 6);
-            // The fours that exist.
-            // SAFETY: a block has threads.
-            let num = unsafe { div_ceil(num_fours.saturating_sub(v), block) };
-            return if num < UNROLL { fours & ((1 << num) - 1) } else { fours };
+            return self.interesting(unsafe { self.load_vectors(v) }, v);
         }
         let (mut fours, mut i) = (0, 0);
         while i < math::opaque(UNROLL) {
             // SAFETY: as above.
-            fours |= (!self.are_dull(unsafe { self.load_four(v + i * block) }) as u32) << i;
+            let four = unsafe { self.load_four(v + i * thread::block_dim_x()) };
+            fours |= (!self.are_dull(four) as u32) << i;
             i += 1;
         }
         fours
     }
 
-    /// Calls `visit(k, logits)` for every four that holds a logit that may be a hit or is counted, with the index of its
-    /// first pair. Lanes are on their own.
+    /// Lists the fours that hold a logit that may be a hit or is counted, as far as they have room, and counts them.
     ///
-    /// Nearly always nobody has anything. What somebody has is loaded again: the code to pick it out of registers would be
-    /// larger than everything else here, and a kernel that runs once waits for its code.
+    /// Callers: every thread of the block, with the counters' zeros on their way: they are waited for behind the first loads.
+    ///
+    /// # Safety
+    /// As [`select`].
+    #[inline(always)]
+    unsafe fn list_fours(&self, counters: Shared<u32>) {
+        let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        // SAFETY: the plan gave this kernel the layout's shared memory.
+        let (indices, logits) =
+            unsafe { (Shared::<u32>::at(layout::FOUR_INDICES), Shared::<[f32; 4]>::at(layout::FOURS)) };
+        let num_fours = self.num_pairs.div_ceil(4);
+        let mut base = 0;
+        // SAFETY: the caller vouches for the logits; what has no room is not written.
+        unsafe {
+            loop {
+                let v = base + tid;
+                let store = |slot: u32, four: u32, x: [f32; 4]| {
+                    if slot < layout::MAX_FOURS {
+                        indices.store(slot, four);
+                        logits.store(slot, x);
+                    }
+                };
+                if self.is_vector {
+                    let [x0, x1, x2, x3, x4, x5, x6] = self.load_vectors(v);
+                    let fours = self.interesting([x0, x1, x2, x3, x4, x5, x6], v);
+                    if base == 0 {
+                        thread::sync_threads();
+                    }
+                    if fours != 0 {
+                        let slot = counters.fetch_add(NUM_FOURS, fours.count_ones());
+                        let put = |i: u32, x: [f32; 4]| {
+                            if fours >> i & 1 != 0 {
+                                store(slot + (fours & ((1 << i) - 1)).count_ones(), v + i * block, x);
+                            }
+                        };
+                        put(0, x0);
+                        put(1, x1);
+                        put(2, x2);
+                        put(3, x3);
+                        put(4, x4);
+                        put(5, x5);
+                        put(6, x6);
+                    }
+                } else {
+                    if base == 0 {
+                        thread::sync_threads();
+                    }
+                    let mut i = 0;
+                    while i < math::opaque(UNROLL) {
+                        let four = self.load_four(v + i * block);
+                        if v + i * block < num_fours && !self.are_dull(four) {
+                            store(counters.fetch_add(NUM_FOURS, 1), v + i * block, four);
+                        }
+                        i += 1;
+                    }
+                }
+                base += UNROLL * block;
+                // At the end: without a pair, there is the barrier.
+                if base >= num_fours {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Lists the hits of the `num` fours that were listed, as far as they have room; counts them, and what is not finite.
+    ///
+    /// Callers: every thread of the block, after a barrier behind [`list_fours`](Self::list_fours) and the columns.
+    ///
+    /// # Safety
+    /// As [`select`]; `num` fours were listed.
+    #[inline(always)]
+    unsafe fn list_hits_of_fours(&self, num: u32, counters: Shared<u32>) {
+        // SAFETY: the plan gave this kernel the layout's shared memory; fours have room.
+        unsafe {
+            let (indices, logits) = (Shared::<u32>::at(layout::FOUR_INDICES), Shared::<f32>::at(layout::FOURS));
+            let lane = warp::lane_id();
+            let mut first = thread::thread_idx_x() - lane;
+            while first < 4 * num {
+                let i = first + lane;
+                let mut entry = 0;
+                if i < 4 * num {
+                    let (k, logit) = (4 * indices.load(i / 4) + i % 4, logits.load(i));
+                    if k < self.num_pairs {
+                        count_nonfinite(logit, counters);
+                        entry = self.entry(logit, k);
+                    }
+                }
+                let hits = warp::warp_vote_ballot(FULL_MASK, entry != 0);
+                if hits != 0 {
+                    let mut slot = 0;
+                    if lane == 0 {
+                        slot = counters.fetch_add(LIST_LEN, hits.count_ones());
+                    }
+                    let slot = warp::warp_shuffle_idx(FULL_MASK, slot, 0) + (hits & ((1 << lane) - 1)).count_ones();
+                    if entry != 0 && slot < MAX_SELECT {
+                        Shared::<u64>::at(layout::LIST).store(slot, entry);
+                    }
+                }
+                first += thread::block_dim_x();
+            }
+        }
+    }
+
+    /// Counts all hits, and what is not finite: for more fours than have room.
+    ///
+    /// # Safety
+    /// As [`select`].
+    #[inline(always)]
+    unsafe fn count_hits(&self, counters: Shared<u32>) {
+        // Summed by thread first: they may be all.
+        let (mut num_hits, mut nonfinite) = (0, [0; 3]);
+        // SAFETY: the caller vouches for the logits; the words are inside the counters.
+        unsafe {
+            self.for_each_logit(|k, logit| {
+                nonfinite[0] += logit.is_nan() as u32;
+                nonfinite[1] += (logit == f32::INFINITY) as u32;
+                nonfinite[2] += (logit == f32::NEG_INFINITY) as u32;
+                num_hits += if self.uses_torch { self.hit_key(logit, k) != 0 } else { self.is_above(logit) } as u32;
+            });
+            let add = |word: u32, count: u32| {
+                if count > 0 {
+                    counters.fetch_add(word, count);
+                }
+            };
+            add(LIST_LEN, num_hits);
+            add(HEALTH, nonfinite[0]);
+            add(HEALTH + 1, nonfinite[1]);
+            add(HEALTH + 2, nonfinite[2]);
+        }
+    }
+
+    /// Lists all hits whose keys are at least `last`: `MAX_SELECT` at most.
+    ///
+    /// # Safety
+    /// As [`select`]; there are no more.
+    #[inline(always)]
+    unsafe fn list_hits(&self, last: u64, counters: Shared<u32>) {
+        // SAFETY: the caller vouches for the logits; what has no room is not written.
+        unsafe {
+            self.for_each_logit(|k, logit| {
+                let entry = self.entry(logit, k);
+                if entry != 0 && entry | IS_SURVIVOR >= last {
+                    let slot = counters.fetch_add(LIST_LEN, 1);
+                    if slot < MAX_SELECT {
+                        Shared::<u64>::at(layout::LIST).store(slot, entry);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Calls `visit(k, logit)` for every pair that may be a hit or is counted, and for some others. Lanes are on their own.
     ///
     /// # Safety
     /// The logits are those that the launcher vouched for.
     #[inline(always)]
-    unsafe fn for_each_four(&self, mut visit: impl FnMut(u32, [f32; 4])) {
+    unsafe fn for_each_logit(&self, mut visit: impl FnMut(u32, f32)) {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
         let num_fours = self.num_pairs.div_ceil(4);
         let mut base = 0;
         while base < num_fours {
             let v = base + tid;
             // SAFETY: the caller vouches for the logits.
-            unsafe {
-                let mut fours = self.interesting_fours(v);
-                while fours != 0 {
-                    let four = v + fours.trailing_zeros() * block;
-                    fours &= fours - 1;
-                    visit(4 * four, self.load_four(four));
+            let mut fours = unsafe { self.interesting_fours(v) };
+            while fours != 0 {
+                let four = v + fours.trailing_zeros() * block;
+                fours &= fours - 1;
+                // Loaded again: the code to pick it out of registers would be larger than everything else here.
+                // SAFETY: as above.
+                let (mut rest, mut i) = (unsafe { self.load_four(four) }, 0);
+                while i < 4 {
+                    // One body for the four, which move up.
+                    if 4 * four + i < self.num_pairs {
+                        visit(4 * four + i, rest[0]);
+                    }
+                    rest = [rest[1], rest[2], rest[3], 0.0];
+                    i = math::opaque(i) + 1;
                 }
             }
             base += UNROLL * block;
@@ -250,17 +448,13 @@ impl Candidates {
 /// batch.
 #[inline(always)]
 pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
-    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    let (tid, block, lane) = (thread::thread_idx_x(), thread::block_dim_x(), warp::lane_id());
     // SAFETY: the plan gave this kernel the layout's shared memory.
-    let (counters, histogram, list, sorted, columns) = unsafe {
-        (
-            Shared::<u32>::at(COUNTERS),
-            Shared::<u32>::at(layout::HISTOGRAM),
-            Shared::<u64>::at(layout::LIST),
-            Shared::<u64>::at(layout::SORTED),
-            Shared::<[u32; 2]>::at(layout::COLUMNS),
-        )
-    };
+    let (counters, list) = unsafe { (Shared::<u32>::at(COUNTERS), Shared::<u64>::at(layout::LIST)) };
+    if tid < NUM_COUNTERS {
+        // SAFETY: inside the counters.
+        unsafe { counters.store(tid, 0) };
+    }
     let num_pairs = args.num_queries * args.num_classes;
     let first = image as usize * num_pairs as usize;
     let candidates = Candidates {
@@ -268,107 +462,98 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         dtype: args.logits_dtype,
         first,
         is_vector: args.logits_dtype == DTYPE_F32
+            && num_pairs > 0
             && num_pairs.is_multiple_of(4)
             && (args.logits_at + 4 * first as u64).is_multiple_of(16),
         num_pairs,
+        num_classes: args.num_classes,
         uses_torch: args.flags & FLAG_TORCH_SCORE != 0,
         low: if args.flags & FLAG_TORCH_SCORE != 0 { f32::NEG_INFINITY } else { args.min_logit },
         min_logit: args.min_logit,
         min_threshold: args.min_threshold,
     };
-    if tid < NUM_COUNTERS {
-        // SAFETY: inside the counters.
-        unsafe { counters.store(tid, 0) };
-    }
-    thread::sync_threads();
-
     // What survivors need is on its way before the logits are asked for, and is put down after them.
-    // SAFETY: the launcher vouches for tensors and columns.
-    let (cxcywh, column) = unsafe { (load_box(args, image, tid), load_column(args, tid)) };
-    let mut last = 0;
-    let mut is_stored = false;
-    let num_hits = loop {
-        // SAFETY: as above. `num_select` is at most `MAX_SELECT`, so what the radix select leaves fits the list.
-        unsafe {
-            gather_hits(&candidates, last, counters, list);
-            if !is_stored {
-                store_boxes(args, image, cxcywh, counters);
-                store_columns(args, column);
-                is_stored = true;
+    // SAFETY: the launcher vouches for tensors and columns; `num_select` is at most `MAX_SELECT`, so what the radix select leaves
+    // fits the list; barriers separate the phases.
+    let num_hits = unsafe {
+        let (cxcywh, column) = (load_box(args, image, tid), load_column(args, tid));
+        candidates.list_fours(counters);
+        store_boxes(args, image, cxcywh, counters);
+        store_columns(args, column);
+        thread::sync_threads();
+        let has_room = counters.load(NUM_FOURS) <= layout::MAX_FOURS;
+        if has_room {
+            candidates.list_hits_of_fours(counters.load(NUM_FOURS), counters);
+        } else {
+            candidates.count_hits(counters);
+        }
+        thread::sync_threads();
+        let num_hits = counters.load(LIST_LEN);
+        if has_room && num_hits <= MAX_SELECT {
+            num_hits
+        } else {
+            let mut last = 0;
+            if num_hits > MAX_SELECT {
+                last = radix_select(&candidates, args.num_select, counters, Shared::at(layout::HISTOGRAM));
             }
-            thread::sync_threads();
-            let num_hits = counters.load(LIST_LEN);
-            if num_hits <= MAX_SELECT {
-                break num_hits;
-            }
-            last = radix_select(&candidates, args.num_select, counters, histogram);
             thread::sync_threads();
             if tid == 0 {
                 counters.store(LIST_LEN, 0);
             }
             thread::sync_threads();
+            candidates.list_hits(last, counters);
+            thread::sync_threads();
+            counters.load(LIST_LEN)
         }
     };
 
-    // What was listed are logits, but for those of a radix select.
-    // SAFETY: `num_hits` entries were listed, at most `MAX_SELECT`; ranks and slots are distinct and below `num_hits`; barriers
-    // separate the phases.
-    unsafe {
-        let mut i = tid;
-        while i < num_hits {
-            let mut key = list.load(i);
-            if last == 0 {
-                key = candidates.hit_key(f32::from_bits((key >> 32) as u32), !(key as u32));
-            }
-            let (_, class_idx) = div_rem(!(key as u32), args.num_classes);
-            let [class_id, threshold] = columns.load(class_idx);
-            // A NaN's key is a NaN, which is above no threshold.
-            let is_survivor = class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
-            list.store(i, if is_survivor { key } else { key & !IS_SURVIVOR });
-            i += block;
-        }
-        thread::sync_threads();
-        // A hit's rank is the number of larger keys, and a survivor's slot that of larger keys of survivors: those have smaller
-        // ranks, too.
-        let lane = warp::lane_id();
-        let mut first = tid - lane;
-        while first < num_hits {
-            let mut is_found = false;
-            if first + lane < num_hits {
-                let entry = list.load(first + lane);
-                let key = entry | IS_SURVIVOR;
-                let (mut rank, mut slot, mut other) = (0, 0, 0);
-                while other < num_hits {
-                    let entry = list.load(other);
-                    let is_larger = entry | IS_SURVIVOR > key;
-                    rank += is_larger as u32;
-                    slot += (is_larger && entry & IS_SURVIVOR != 0) as u32;
-                    other += 1;
-                }
-                is_found = entry & IS_SURVIVOR != 0 && rank < args.num_select;
-                if is_found {
-                    sorted.store(slot, key);
-                }
-            }
-            let found = warp::warp_vote_ballot(FULL_MASK, is_found);
-            if lane == 0 && found != 0 {
-                counters.fetch_add(FOUND, found.count_ones());
-            }
-            first += block;
-        }
-        thread::sync_threads();
+    // A hit's rank is the number of larger keys, and a survivor's slot that of larger keys of survivors: those have smaller ranks,
+    // too. So many lanes as there are for each hit count, and then write its row.
+    let mut shift = 5;
+    while shift > 0 && num_hits << shift > block {
+        shift -= 1;
     }
+    let (num_lanes, part) = (1 << shift, lane & ((1 << shift) - 1));
+    let mut first = (tid - lane) >> shift;
+    while first < num_hits {
+        let i = first + (lane >> shift);
+        // SAFETY: `num_hits` entries were listed.
+        let entry = if i < num_hits { unsafe { list.load(i) } } else { 0 };
+        let key = entry | IS_SURVIVOR;
+        // Both are at most `MAX_SELECT`: in one word.
+        let (mut places, mut other) = (0, part);
+        while other < num_hits {
+            // SAFETY: as above.
+            let entry = unsafe { list.load(other) };
+            if entry | IS_SURVIVOR > key {
+                places += 1 | ((entry & IS_SURVIVOR != 0) as u32) << 16;
+            }
+            other += num_lanes;
+        }
+        let mut distance = 1;
+        while distance < num_lanes {
+            places += warp::warp_shuffle_xor(FULL_MASK, places, distance);
+            distance *= 2;
+        }
+        let (rank, slot) = (places & 0xffff, places >> 16);
+        let is_found = entry & IS_SURVIVOR != 0 && rank < args.num_select;
+        let found = warp::warp_vote_ballot(FULL_MASK, is_found && part == 0);
+        if lane == 0 && found != 0 {
+            // SAFETY: inside the counters.
+            unsafe { counters.fetch_add(FOUND, found.count_ones()) };
+        }
+        let mut word = part;
+        while word < 4 && is_found && slot < args.max_detections {
+            // SAFETY: a survivor's key; slots are distinct, and this one is one of the image's rows (P2).
+            unsafe { write_row(args, params, image, slot, word, key) };
+            word += num_lanes;
+        }
+        first += block >> shift;
+    }
+    thread::sync_threads();
 
     // SAFETY: counted before the barrier.
     let found = unsafe { counters.load(FOUND) }.min(args.max_detections);
-    // Four threads a row.
-    let mut i = tid;
-    while i < 4 * found {
-        // SAFETY: a survivor for each row; `slot` is one of the image's rows (P2).
-        unsafe { write_row(args, params, image, i / 4, i % 4, sorted.load(i / 4)) };
-        i += block;
-    }
-
     if tid == 0 {
         // SAFETY: counted before the barriers above; the header is this block's.
         unsafe {
@@ -470,79 +655,16 @@ unsafe fn store_boxes(args: &SelectArgs, image: u32, first: [f32; 4], counters: 
     }
 }
 
-/// Lists the keys of all hits that are at least `last`, as far as they fit, and counts them. With `last` 0 these are all
-/// hits, logit and index of each in place of the key, and logits that are not finite are counted too.
+/// Counts a logit that is not finite.
 ///
 /// # Safety
-/// As [`select`].
+/// The block has the counters.
 #[inline(always)]
-unsafe fn gather_hits(candidates: &Candidates, last: u64, counters: Shared<u32>, list: Shared<u64>) {
-    let (mut nan, mut pos_inf, mut neg_inf) = (0, 0, 0);
-    // SAFETY: the caller vouches for the logits; slots beyond the list are not written.
-    unsafe {
-        let needs_key = last != 0 || candidates.uses_torch;
-        candidates.for_each_four(|k, [a, b, c, d]| {
-            let exists = |i: u32| k + i < candidates.num_pairs;
-            let entry = |i: u32, logit: f32| {
-                let key = if exists(i) { candidates.hit_key(logit, k + i) } else { 0 };
-                if key == 0 || key < last {
-                    0
-                } else if last != 0 {
-                    key
-                } else {
-                    (logit.to_bits() as u64) << 32 | !(k + i) as u64
-                }
-            };
-            let count = |i: u32, logit: f32| exists(i) && !logit.is_finite();
-            if count(0, a) || count(1, b) || count(2, c) || count(3, d) {
-                let sum = |is: fn(f32) -> bool| {
-                    (exists(0) && is(a)) as u32
-                        + (exists(1) && is(b)) as u32
-                        + (exists(2) && is(c)) as u32
-                        + (exists(3) && is(d)) as u32
-                };
-                nan += sum(f32::is_nan);
-                pos_inf += sum(|x| x == f32::INFINITY);
-                neg_inf += sum(|x| x == f32::NEG_INFINITY);
-            }
-            if math::opaque(needs_key as u32) == 0 {
-                // Listed with one count: the logits now, their keys later.
-                let hit = |i: u32, logit: f32| ((exists(i) && candidates.is_above(logit)) as u32) << i;
-                let hits = hit(0, a) | hit(1, b) | hit(2, c) | hit(3, d);
-                if hits != 0 {
-                    let slot = counters.fetch_add(LIST_LEN, hits.count_ones());
-                    let list = |i: u32, logit: f32| {
-                        let slot = slot + (hits & ((1 << i) - 1)).count_ones();
-                        if hits >> i & 1 != 0 && slot < MAX_SELECT {
-                            list.store(slot, (logit.to_bits() as u64) << 32 | !(k + i) as u64);
-                        }
-                    };
-                    list(0, a);
-                    list(1, b);
-                    list(2, c);
-                    list(3, d);
-                }
-                return;
-            }
-            let (mut rest, mut i) = ([a, b, c, d], 0);
-            while i < 4 {
-                // One body for the four, which move up.
-                let key = entry(i, rest[0]);
-                if key != 0 {
-                    let slot = counters.fetch_add(LIST_LEN, 1);
-                    if slot < MAX_SELECT {
-                        list.store(slot, key);
-                    }
-                }
-                rest = [rest[1], rest[2], rest[3], 0.0];
-                i = math::opaque(i) + 1;
-            }
-        });
-        if last == 0 && nan | pos_inf | neg_inf > 0 {
-            counters.fetch_add(HEALTH, nan);
-            counters.fetch_add(HEALTH + 1, pos_inf);
-            counters.fetch_add(HEALTH + 2, neg_inf);
-        }
+unsafe fn count_nonfinite(logit: f32, counters: Shared<u32>) {
+    if !logit.is_finite() {
+        let kind = if logit.is_nan() { 0 } else { if logit > 0.0 { 1 } else { 2 } };
+        // SAFETY: inside the counters.
+        unsafe { counters.fetch_add(HEALTH + kind, 1) };
     }
 }
 

@@ -419,12 +419,16 @@ pub mod shared {
 
         /// 256 words: the radix histogram.
         pub const HISTOGRAM: u32 = 256;
-        /// `MAX_SELECT` keys of 8 bytes: candidates as they come.
+        /// `MAX_SELECT` keys of 8 bytes: the hits, as they come.
         pub const LIST: u32 = HISTOGRAM + 1024;
-        /// `MAX_SELECT` keys of 8 bytes: candidates in order.
-        pub const SORTED: u32 = LIST + 8 * MAX_SELECT;
+        /// Fours of logits that have room; with more, logits are read again.
+        pub const MAX_FOURS: u32 = 1024;
+        /// `MAX_FOURS` fours of logits.
+        pub const FOURS: u32 = LIST + 8 * MAX_SELECT;
+        /// `MAX_FOURS` words: which each is.
+        pub const FOUR_INDICES: u32 = FOURS + 16 * MAX_FOURS;
         /// `MAX_QUERIES` boxes of 16 bytes.
-        pub const BOXES: u32 = SORTED + 8 * MAX_SELECT;
+        pub const BOXES: u32 = FOUR_INDICES + 4 * MAX_FOURS;
         /// `MAX_CLASSES` pairs of class id and threshold.
         pub const COLUMNS: u32 = BOXES + 16 * MAX_QUERIES;
         /// Size.
