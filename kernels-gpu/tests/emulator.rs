@@ -12,7 +12,7 @@ use rfdetr_post_kernels::simt::global::Global;
 use rfdetr_post_kernels::simt::shared::Shared;
 use rfdetr_post_kernels::simt::thread::{block_idx_x, sync_threads, thread_idx_x};
 use rfdetr_post_kernels::simt::warp::{self, FULL_MASK};
-use rfdetr_post_kernels::simt::{fence, grid, thread};
+use rfdetr_post_kernels::simt::{cluster, fence, grid, thread};
 
 /// Seeds under which every case runs. A detector must not depend on luck.
 const SEEDS: std::ops::Range<u64> = 0..24;
@@ -481,6 +481,372 @@ fn global_race_passes() {
     ];
     for result in cases.iter().flatten() {
         result.as_ref().unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}
+
+fn run_in_clusters(seed: u64, blocks: u32, cluster: u32, lanes: u32, body: &dyn Fn()) -> Result<(), Fault> {
+    let launch = Launch::closure("case", blocks, lanes, 1024, body).clusters_of(cluster);
+    Device::new(seed).run(&[launch], Options::default()).map(|_| ())
+}
+
+/// The kernel passes in clusters of two under every seed.
+fn passes_in_pairs(body: impl Fn()) {
+    for seed in SEEDS {
+        run_in_clusters(seed, 6, 2, 64, &body).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}
+
+/// The kernel is caught in clusters of two under every seed; the faults.
+fn caught_in_pairs(body: impl Fn(), is_expected: impl Fn(&FaultKind) -> bool) -> Vec<Fault> {
+    let fault = |seed| run_in_clusters(seed, 6, 2, 64, &body).expect_err("the fault was not caught");
+    let faults: Vec<Fault> = SEEDS.map(fault).collect();
+    faults.iter().for_each(|fault| assert!(is_expected(&fault.kind), "{fault}"));
+    faults
+}
+
+/// A block of a pair and the other.
+fn pair() -> (u32, u32) {
+    (cluster::block_rank(), 1 - cluster::block_rank())
+}
+
+#[test]
+fn cluster_identity() {
+    for (blocks, size) in [(1, 1), (3, 1), (2, 2), (6, 3), (16, 8), (24, 4)] {
+        for seed in SEEDS {
+            let body = || {
+                assert_eq!((cluster::num_blocks(), cluster::block_rank()), (size, block_idx_x() % size));
+                cluster::sync_cluster();
+            };
+            run_in_clusters(seed, blocks, size, 32, &body).unwrap_or_else(|fault| panic!("{fault}"));
+            let launch = Launch::closure("case", blocks, 32, 0, || assert_eq!(cluster::num_blocks(), 1));
+            Device::new(seed).run(&[launch.clusters_of(size).without_clusters()], Options::default()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn cluster_launch_caught() {
+    for (blocks, size) in [(5, 2), (2, 4), (2, 0), (9, 9)] {
+        let fault = run_in_clusters(1, blocks, size, 32, &|| {}).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::BadLaunch(_)), "{fault}");
+    }
+}
+
+#[test]
+fn cluster_launch_passes() {
+    // Clusters of other sizes follow each other through the same slots, one that needs more than the drawn number too.
+    for seed in SEEDS {
+        let launches = [2, 1, 8, 4].map(|size| {
+            let body = move || unsafe {
+                shared(0).store(thread_idx_x(), block_idx_x());
+                cluster::sync_cluster();
+                let next = (cluster::block_rank() + 1) % size;
+                let begin = block_idx_x() / size * size;
+                assert_eq!(shared(0).load_remote(next, 31 - thread_idx_x()), begin + next);
+                cluster::sync_cluster();
+            };
+            Launch::closure("case", 16, 32, 128, body).clusters_of(size)
+        });
+        let options = Options { pdl: seed % 2 == 1, max_resident_blocks: Some(3), ..Options::default() };
+        Device::new(seed).run(&launches, options).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}
+
+#[test]
+fn cluster_barrier_caught() {
+    let divergent = |kind: &FaultKind| *kind == FaultKind::DivergentBarrier;
+    // One block elsewhere, one lane elsewhere, one block ended, one lane ended, and a barrier of the block in its place.
+    let elsewhere = || if cluster::block_rank() == 0 { cluster::sync_cluster() } else { cluster::sync_cluster() };
+    for fault in caught_in_pairs(elsewhere, divergent) {
+        let other = fault.other.as_ref().unwrap();
+        assert_ne!((fault.block, fault.place), (other.block, other.place), "both sides are named: {fault}");
+        assert_eq!(fault.block / 2, other.block / 2, "{fault}");
+    }
+    caught_in_pairs(
+        || if block_idx_x() == 1 && thread_idx_x() == 9 { cluster::sync_cluster() } else { cluster::sync_cluster() },
+        divergent,
+    );
+    let ended = || {
+        if cluster::block_rank() == 0 {
+            cluster::sync_cluster()
+        }
+    };
+    for fault in caught_in_pairs(ended, divergent) {
+        let other = fault.other.as_ref().unwrap();
+        assert_eq!((fault.block % 2, other.block, other.what), (0, fault.block + 1, "ended"), "{fault}");
+    }
+    caught_in_pairs(
+        || {
+            if block_idx_x() != 3 || thread_idx_x() != 40 {
+                cluster::sync_cluster()
+            }
+        },
+        divergent,
+    );
+    caught_in_pairs(|| if thread_idx_x() < 32 { sync_threads() } else { cluster::sync_cluster() }, divergent);
+}
+
+#[test]
+fn cluster_barrier_passes() {
+    passes_in_pairs(|| {
+        cluster::sync_cluster();
+        // One block goes through barriers of its own while the other waits, and one cluster more often than the others.
+        if cluster::block_rank() == 0 {
+            sync_threads();
+            warp::sync_warp(FULL_MASK);
+            sync_threads();
+        }
+        cluster::sync_cluster();
+        if block_idx_x() < 2 {
+            cluster::sync_cluster();
+        }
+    });
+}
+
+/// Block 0 of each pair writes a word of block 1, which reads it, with `order` between.
+fn remote_hand_over(order: impl Fn()) -> impl Fn() {
+    move || unsafe {
+        let (rank, lane) = (cluster::block_rank(), thread_idx_x());
+        shared(0).store(lane, 5);
+        cluster::sync_cluster();
+        if rank == 0 {
+            shared(0).store_remote(1, lane, lane)
+        }
+        order();
+        if rank == 1 {
+            let value = shared(0).load(63 - lane);
+            // Without the order either may be there, and the fault is the race, not what came of it.
+            assert!(value == 5 || value == 63 - lane);
+        }
+        cluster::sync_cluster();
+    }
+}
+
+#[test]
+fn remote_race_caught() {
+    for fault in caught_in_pairs(remote_hand_over(|| {}), is_race) {
+        let other = fault.other.as_ref().unwrap();
+        assert_eq!(fault.block ^ 1, other.block, "{fault}");
+        assert_ne!(fault.place, other.place, "{fault}");
+    }
+    // The block's barrier does not reach the other block.
+    caught_in_pairs(remote_hand_over(sync_threads), is_race);
+    // A remote read against the owner's later write, an atomic of the owner, and a byte of a word.
+    caught_in_pairs(
+        || unsafe {
+            let (_, other) = pair();
+            shared(0).store(thread_idx_x(), 1);
+            cluster::sync_cluster();
+            shared(0).load_remote(other, thread_idx_x());
+            shared(0).store(thread_idx_x(), 2);
+            cluster::sync_cluster();
+        },
+        is_race,
+    );
+    caught_in_pairs(
+        || unsafe {
+            let (rank, other) = pair();
+            if thread_idx_x() == 0 {
+                shared(0).store(0, 0)
+            }
+            cluster::sync_cluster();
+            if rank == 0 {
+                shared(0).fetch_add(0, 1);
+            } else if thread_idx_x() == 7 {
+                shared(0).store_remote(other, 0, 1);
+            }
+            cluster::sync_cluster();
+        },
+        is_race,
+    );
+    caught_in_pairs(
+        || unsafe {
+            cluster::sync_cluster();
+            Shared::<u8>::at(0).store_remote(0, thread_idx_x(), 1);
+            cluster::sync_cluster();
+        },
+        is_race,
+    );
+    // Global memory of the other block, past the block's barrier only.
+    for seed in SEEDS {
+        let mut device = Device::new(seed);
+        let data = Global::<u32>::from_address(device.arena.alloc_zeroed(4 * 128));
+        let body = || unsafe {
+            data.store((block_idx_x() * 64 + thread_idx_x()) as usize, 1);
+            sync_threads();
+            data.load((127 - block_idx_x() * 64 - thread_idx_x()) as usize);
+            cluster::sync_cluster();
+        };
+        let fault = device.run(&[Launch::closure("case", 2, 64, 0, body).clusters_of(2)], Options::default());
+        assert!(is_race(&fault.unwrap_err().kind));
+    }
+}
+
+#[test]
+fn remote_race_passes() {
+    passes_in_pairs(remote_hand_over(cluster::sync_cluster));
+    passes_in_pairs(|| unsafe {
+        let ((rank, other), lane) = (pair(), thread_idx_x());
+        shared(0).store(lane, lane);
+        if lane < 32 {
+            Shared::<[u32; 4]>::at(512).store(lane, [rank; 4]);
+        }
+        sync_threads();
+        cluster::sync_cluster();
+        // Both read the other's, and their own.
+        assert_eq!(shared(0).load_remote(other, 63 - lane), 63 - lane);
+        assert_eq!(shared(0).load_remote(rank, lane), lane);
+        assert_eq!(shared(0).load(lane), lane);
+        assert_eq!(Shared::<[u32; 4]>::at(512).load_remote(other, lane / 2), [other; 4]);
+        cluster::sync_cluster();
+        // Neighboring bytes of a word, from two blocks.
+        Shared::<u8>::at(256).store_remote(0, 2 * lane + rank, rank as u8);
+        cluster::sync_cluster();
+        if rank == 0 {
+            assert_eq!(shared(256).load(lane / 2), 0x0100_0100);
+        }
+        sync_threads();
+        // What one lane writes after the block's barrier is known to all behind the cluster's.
+        if lane == 0 {
+            shared(512).store_remote(other, 0, rank);
+            Shared::<[u32; 2]>::at(520).store_remote(other, 0, [rank, 7]);
+        }
+        cluster::sync_cluster();
+        assert_eq!(shared(512).load(0), other);
+        assert_eq!(Shared::<[u32; 2]>::at(520).load(0), [other, 7]);
+    });
+    for seed in SEEDS {
+        let mut device = Device::new(seed);
+        let data = Global::<u32>::from_address(device.arena.alloc(4 * 256));
+        let body = || unsafe {
+            let (block, lane) = (block_idx_x(), thread_idx_x());
+            data.store((block * 64 + lane) as usize, lane);
+            cluster::sync_cluster();
+            assert_eq!(data.load(((block ^ 1) * 64 + 63 - lane) as usize), 63 - lane);
+        };
+        device.run(&[Launch::closure("case", 4, 64, 0, body).clusters_of(2)], Options::default()).unwrap();
+    }
+}
+
+#[test]
+fn cluster_order_stays_inside_caught() {
+    // Another cluster's barrier orders nothing for this one.
+    for seed in SEEDS {
+        let mut device = Device::new(seed);
+        let data = Global::<u32>::from_address(device.arena.alloc_zeroed(4));
+        let body = || unsafe {
+            if thread_idx_x() == 0 && cluster::block_rank() == 0 {
+                data.store(0, 1)
+            }
+            cluster::sync_cluster();
+        };
+        let fault = device.run(&[Launch::closure("case", 4, 32, 0, body).clusters_of(2)], Options::default());
+        assert!(is_race(&fault.unwrap_err().kind));
+    }
+}
+
+#[test]
+fn remote_access_caught() {
+    let remote = Space::Remote { rank: 1 };
+    let store = |address: u32| {
+        move || unsafe {
+            cluster::sync_cluster();
+            if cluster::block_rank() == 0 && thread_idx_x() == 3 {
+                shared(address).store_remote(1, 0, 1)
+            }
+            cluster::sync_cluster();
+        }
+    };
+    caught_in_pairs(store(1024), |kind| matches!(kind, FaultKind::OutOfBounds { space, .. } if *space == remote));
+    caught_in_pairs(store(6), |kind| matches!(kind, FaultKind::Misaligned { space, .. } if *space == remote));
+    let unwritten = || unsafe {
+        if cluster::block_rank() == 0 {
+            shared(0).store(thread_idx_x(), 1)
+        }
+        cluster::sync_cluster();
+        if cluster::block_rank() == 0 {
+            shared(0).load_remote(1, thread_idx_x());
+        }
+        cluster::sync_cluster();
+    };
+    caught_in_pairs(unwritten, |kind| matches!(kind, FaultKind::Uninitialized { space, .. } if *space == remote));
+    let outside = || unsafe {
+        cluster::sync_cluster();
+        shared(0).store_remote(2, 0, 1);
+    };
+    let faults = caught_in_pairs(outside, |kind| *kind == FaultKind::OutsideCluster { rank: 2, num_blocks: 2 });
+    assert!(faults[0].to_string().contains("remote access to rank 2, outside the cluster of 2;"), "{}", faults[0]);
+    // What works in a pair, on a device without clusters.
+    for seed in SEEDS {
+        let launch = Launch::closure("case", 2, 64, 1024, remote_hand_over(cluster::sync_cluster));
+        let fault = Device::new(seed).run(&[launch.clusters_of(2).without_clusters()], Options::default());
+        assert_eq!(fault.unwrap_err().kind, FaultKind::OutsideCluster { rank: 1, num_blocks: 1 });
+    }
+}
+
+#[test]
+fn remote_access_before_the_begin_caught() {
+    let body = || unsafe {
+        let (_, other) = pair();
+        sync_threads();
+        if thread_idx_x() == 3 {
+            shared(0).store_remote(other, 0, 1)
+        }
+        cluster::sync_cluster();
+    };
+    let faults = caught_in_pairs(body, |kind| matches!(kind, FaultKind::NotBegun { .. }));
+    assert!(faults[0].place.is_some());
+}
+
+#[test]
+fn remote_access_after_the_end_caught() {
+    // Nothing keeps the other block from ending first, whether or not it does.
+    let body = || unsafe {
+        let (rank, other) = pair();
+        cluster::sync_cluster();
+        if rank == 0 && thread_idx_x() == 40 {
+            shared(0).store_remote(other, 0, 1)
+        }
+    };
+    for fault in caught_in_pairs(body, |kind| *kind == FaultKind::Ended { rank: 1 }) {
+        let other = fault.other.as_ref().unwrap();
+        assert_eq!(
+            (fault.block % 2, fault.lane, other.block, other.what),
+            (0, 40, fault.block + 1, "ended"),
+            "{fault}"
+        );
+        assert!(fault.place.is_some(), "{fault}");
+    }
+}
+
+#[test]
+fn remote_access_before_the_end_passes() {
+    passes_in_pairs(|| unsafe {
+        let (_, other) = pair();
+        cluster::sync_cluster();
+        shared(0).store_remote(other, thread_idx_x(), 1);
+        cluster::sync_cluster();
+    });
+    // A flag in device memory keeps the block too: one lane that waits is enough.
+    for seed in SEEDS {
+        let mut device = Device::new(seed);
+        let flag = Global::<u32>::from_address(device.arena.alloc_zeroed(4));
+        let body = || unsafe {
+            let rank = cluster::block_rank();
+            cluster::sync_cluster();
+            if rank == 0 {
+                shared(0).store_remote(1, thread_idx_x(), 1);
+                sync_threads();
+                if thread_idx_x() == 0 {
+                    flag.store_release(0, 1)
+                }
+            } else if thread_idx_x() == 63 {
+                wait_acquire(flag);
+                assert_eq!(shared(0).load(5), 1);
+            }
+        };
+        let launch = Launch::closure("case", 2, 64, 256, body).clusters_of(2);
+        device.run(&[launch], Options::default()).unwrap_or_else(|fault| panic!("{fault}"));
     }
 }
 

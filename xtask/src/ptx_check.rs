@@ -18,15 +18,21 @@ struct Bounds<'a> {
     name: &'a str,
     max_threads: u32,
     min_blocks: u32,
+    cluster_blocks: u32,
 }
 
 fn bounds(line: &str) -> Result<Option<Bounds<'_>>> {
     let Some(text) = line.trim().strip_prefix("// launch-bounds ") else { return Ok(None) };
-    let [name, max_threads, min_blocks] = text.split_whitespace().collect::<Vec<_>>()[..] else {
+    let [name, max_threads, min_blocks, cluster_blocks] = text.split_whitespace().collect::<Vec<_>>()[..] else {
         bail!("cannot read `{line}`");
     };
     let number = |text: &str| text.parse().with_context(|| format!("cannot read `{line}`"));
-    Ok(Some(Bounds { name, max_threads: number(max_threads)?, min_blocks: number(min_blocks)? }))
+    Ok(Some(Bounds {
+        name,
+        max_threads: number(max_threads)?,
+        min_blocks: number(min_blocks)?,
+        cluster_blocks: number(cluster_blocks)?,
+    }))
 }
 
 fn entry_name(line: &str) -> Option<&str> {
@@ -39,12 +45,23 @@ pub fn entries(ptx: &str) -> Vec<&str> {
     ptx.lines().filter_map(entry_name).collect()
 }
 
+/// The first architecture with clusters.
+const CLUSTER_ARCH: u32 = 90;
+
+/// The number of the architecture that the PTX is for, as in `sm_90` or `sm_90a`.
+fn arch(ptx: &str) -> Result<u32> {
+    let target = ptx.lines().find_map(|line| line.trim().strip_prefix(".target sm_"));
+    let digits = target.unwrap_or("").split(|c: char| !c.is_ascii_digit()).next().unwrap_or("");
+    digits.parse().context("the PTX has no `.target sm_` line")
+}
+
 /// Moves launch bounds from `kernel!`'s comments to directives of the entries.
 pub fn set_launch_bounds(ptx: &str) -> Result<String> {
     let mut declared = Vec::new();
     for line in ptx.lines() {
         declared.extend(bounds(line)?);
     }
+    let has_clusters = arch(ptx)? >= CLUSTER_ARCH;
     let entries = entries(ptx);
     for name in &entries {
         if !declared.iter().any(|bounds| bounds.name == *name) {
@@ -66,9 +83,12 @@ pub fn set_launch_bounds(ptx: &str) -> Result<String> {
             current = declared.iter().find(|bounds| bounds.name == name);
         }
         if line.trim() == "{"
-            && let Some(Bounds { max_threads, min_blocks, .. }) = current.take()
+            && let Some(Bounds { max_threads, min_blocks, cluster_blocks, .. }) = current.take()
         {
             writeln!(text, ".maxntid {max_threads}, 1, 1\n.minnctapersm {min_blocks}")?;
+            if *cluster_blocks > 1 && has_clusters {
+                writeln!(text, ".explicitcluster\n.reqnctapercluster {cluster_blocks}, 1, 1")?;
+            }
         }
         text.push_str(line.trim_end());
         text.push('\n');
@@ -157,7 +177,7 @@ mod tests {
     const GOOD: &str = "\
 .version 7.8
 .target sm_90
-// launch-bounds one 256 2
+// launch-bounds one 256 2 1
 
 .visible .entry one(
 \t.param .align 8 .b8 one_param_0[16]
@@ -169,6 +189,8 @@ mod tests {
 \tst.global.cs.v4.b32 [%rd1], {%r1, %r1, %r1, %r1};
 \tatom.acq_rel.gpu.global.add.u32 %r1, [%rd1], %r2;
 \tatom.relaxed.cta.shared::cta.add.u32 %r1, [%r2], %r2; // not a call
+\tmapa.shared::cluster.u32 %r3, %r2, %r1;
+\tst.shared::cluster.v2.b32 [%r3], {%r1, %r1};
 \tret;
 }
 ";
@@ -182,10 +204,22 @@ mod tests {
     }
 
     #[test]
+    fn clusters_become_directives_where_there_are_clusters() {
+        let four = GOOD.replace("one 256 2 1", "one 256 2 4");
+        let text = set_launch_bounds(&four).unwrap();
+        assert!(text.contains(".minnctapersm 2\n.explicitcluster\n.reqnctapercluster 4, 1, 1\n{\n"), "{text}");
+        let newer = set_launch_bounds(&four.replace("sm_90", "sm_100a")).unwrap();
+        assert!(newer.contains(".reqnctapercluster 4, 1, 1"), "{newer}");
+        let older = set_launch_bounds(&four.replace("sm_90", "sm_75")).unwrap();
+        assert!(older.contains(".minnctapersm 2\n{\n"), "{older}");
+        assert!(set_launch_bounds(&four.replace(".target", "// target")).is_err());
+    }
+
+    #[test]
     fn unknown_entry() {
         let undeclared = GOOD.replace("launch-bounds one", "launch-bounds two");
         assert!(set_launch_bounds(&undeclared).unwrap_err().to_string().starts_with("unknown-entry"));
-        let missing = GOOD.replace(".version", "// launch-bounds two 32 1\n.version");
+        let missing = GOOD.replace(".version", "// launch-bounds two 32 1 1\n.version");
         assert!(set_launch_bounds(&missing).unwrap_err().to_string().contains("`two`"));
     }
 

@@ -1,7 +1,7 @@
 //! The facade over rust-cuda's `cuda_std` 0.2.2: who the thread is, barriers, and fences.
 //!
-//! `cuda_std` has no votes, no shuffles, no scoped shared-memory atomics and no loads with a state space. For those, the
-//! device build takes `device.rs`, which needs nothing but intrinsics and inline PTX. On the host this file is
+//! `cuda_std` has no votes, no shuffles, no clusters, no scoped shared-memory atomics and no loads with a state space. For
+//! those, the device build takes `device.rs`, which needs nothing but intrinsics and inline PTX. On the host this file is
 //! type-checked and never called: `cuda_std`'s functions panic there.
 
 /// Identity of the calling thread, and barriers over its block.

@@ -64,6 +64,12 @@ unsafe extern "C" {
     #[cfg(target_feature = "sm_80")]
     #[link_name = "llvm.nvvm.redux.sync.umax"]
     fn redux_max(value: u32, mask: u32) -> u32;
+    #[cfg(target_feature = "sm_90")]
+    #[link_name = "llvm.nvvm.barrier.cluster.arrive.aligned"]
+    fn barrier_cluster_arrive();
+    #[cfg(target_feature = "sm_90")]
+    #[link_name = "llvm.nvvm.barrier.cluster.wait.aligned"]
+    fn barrier_cluster_wait();
 }
 
 /// Identity of the calling thread, and barriers over its block.
@@ -253,6 +259,53 @@ pub mod warp {
     }
 }
 
+/// Thread block clusters: blocks that run at the same time and write each other's shared memory. One block below sm_90.
+pub mod cluster {
+    #[cfg(target_feature = "sm_90")]
+    use core::arch::asm;
+
+    /// Index of the block in its cluster.
+    #[inline(always)]
+    pub fn block_rank() -> u32 {
+        #[cfg(target_feature = "sm_90")]
+        {
+            let rank: u32;
+            // SAFETY: reads a special register.
+            unsafe { asm!("mov.u32 {}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack)) };
+            rank
+        }
+        #[cfg(not(target_feature = "sm_90"))]
+        0
+    }
+
+    /// Blocks of the cluster.
+    #[inline(always)]
+    pub fn num_blocks() -> u32 {
+        #[cfg(target_feature = "sm_90")]
+        {
+            let count: u32;
+            // SAFETY: reads a special register.
+            unsafe { asm!("mov.u32 {}, %cluster_nctarank;", out(reg32) count, options(pure, nomem, nostack)) };
+            count
+        }
+        #[cfg(not(target_feature = "sm_90"))]
+        1
+    }
+
+    /// Waits for every thread of the cluster; orders all memory before it against all memory after it, in the cluster.
+    #[inline(always)]
+    pub fn sync_cluster() {
+        #[cfg(target_feature = "sm_90")]
+        // SAFETY: a divergent call hangs or traps; it breaks no memory rule.
+        unsafe {
+            super::barrier_cluster_arrive();
+            super::barrier_cluster_wait();
+        }
+        #[cfg(not(target_feature = "sm_90"))]
+        super::thread::sync_threads();
+    }
+}
+
 /// Loads and stores of one instruction. Sealed: the list below is all that PTX has and the kernels need.
 pub trait Element: Copy + 'static {
     /// Size and alignment in bytes.
@@ -261,6 +314,12 @@ pub trait Element: Copy + 'static {
     unsafe fn load_shared(address: u32) -> Self;
     #[doc(hidden)]
     unsafe fn store_shared(address: u32, value: Self);
+    #[cfg(target_feature = "sm_90")]
+    #[doc(hidden)]
+    unsafe fn load_cluster(address: u32) -> Self;
+    #[cfg(target_feature = "sm_90")]
+    #[doc(hidden)]
+    unsafe fn store_cluster(address: u32, value: Self);
     #[doc(hidden)]
     unsafe fn load_global(address: u64) -> Self;
     #[doc(hidden)]
@@ -319,6 +378,10 @@ macro_rules! scalar {
             scalar_load!(load_global_nc_early, u64, reg64, "ld.global.nc", $register, $carrier, $bits, nostack);
             scalar_load!(load_param, u64, reg64, "ld.param", $register, $carrier, $bits);
             scalar_store!(store_shared, u32, reg32, "st.shared", $register, $carrier, $bits);
+            #[cfg(target_feature = "sm_90")]
+            scalar_load!(load_cluster, u32, reg32, "ld.shared::cluster", $register, $carrier, $bits, nostack);
+            #[cfg(target_feature = "sm_90")]
+            scalar_store!(store_cluster, u32, reg32, "st.shared::cluster", $register, $carrier, $bits);
             scalar_store!(store_global, u64, reg64, "st.global", $register, $carrier, $bits);
             scalar_store!(store_global_streaming, u64, reg64, "st.global.cs", $register, $carrier, $bits);
         }
@@ -399,6 +462,10 @@ macro_rules! vector {
             vector_load!(load_global_nc_early, u64, reg64, "ld.global.nc", $type, $count, nostack);
             vector_load!(load_param, u64, reg64, "ld.param", $type, $count);
             vector_store!(store_shared, u32, reg32, "st.shared", $count);
+            #[cfg(target_feature = "sm_90")]
+            vector_load!(load_cluster, u32, reg32, "ld.shared::cluster", $type, $count, nostack);
+            #[cfg(target_feature = "sm_90")]
+            vector_store!(store_cluster, u32, reg32, "st.shared::cluster", $count);
             vector_store!(store_global, u64, reg64, "st.global", $count);
             vector_store!(store_global_streaming, u64, reg64, "st.global.cs", $count);
         }
@@ -480,6 +547,56 @@ pub mod shared {
         pub unsafe fn store(self, idx: u32, value: T) {
             // SAFETY: passed on to the caller.
             unsafe { T::store_shared(self.element_address(idx), value) }
+        }
+
+        /// The same address in the shared memory of block `rank` of the cluster.
+        #[cfg(target_feature = "sm_90")]
+        #[inline(always)]
+        fn remote_address(self, rank: u32, idx: u32) -> u32 {
+            let address: u32;
+            // SAFETY: computes an address, touches no memory.
+            unsafe {
+                asm!("mapa.shared::cluster.u32 {}, {}, {};",
+                     out(reg32) address, in(reg32) self.element_address(idx), in(reg32) rank,
+                     options(pure, nomem, nostack))
+            };
+            address
+        }
+
+        /// Reads element `idx` of the array at the same place in the shared memory of block `rank` of the cluster.
+        ///
+        /// # Safety
+        /// As `load`, there. The cluster has such a block, it has begun, and it does not end before this.
+        #[inline(always)]
+        pub unsafe fn load_remote(self, rank: u32, idx: u32) -> T {
+            #[cfg(target_feature = "sm_90")]
+            // SAFETY: passed on to the caller.
+            return unsafe { T::load_cluster(self.remote_address(rank, idx)) };
+            #[cfg(not(target_feature = "sm_90"))]
+            {
+                _ = rank;
+                // SAFETY: passed on to the caller; the cluster is this block.
+                unsafe { self.load(idx) }
+            }
+        }
+
+        /// Writes element `idx` of the array at the same place in the shared memory of block `rank` of the cluster.
+        ///
+        /// # Safety
+        /// As `store`, there. The cluster has such a block, it has begun, and it does not end before this.
+        #[inline(always)]
+        pub unsafe fn store_remote(self, rank: u32, idx: u32, value: T) {
+            #[cfg(target_feature = "sm_90")]
+            // SAFETY: passed on to the caller.
+            unsafe {
+                T::store_cluster(self.remote_address(rank, idx), value)
+            };
+            #[cfg(not(target_feature = "sm_90"))]
+            {
+                _ = rank;
+                // SAFETY: passed on to the caller; the cluster is this block.
+                unsafe { self.store(idx, value) }
+            }
         }
     }
 

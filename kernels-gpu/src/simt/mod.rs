@@ -11,19 +11,24 @@
 //!
 //! - Blocks and grids have one dimension. A block is a whole number of warps.
 //! - Barriers, votes, shuffles and reductions are called by every lane that they wait for, from one place in the source.
-//! - Votes, shuffles and `warp_reduce_*` order no memory. `sync_warp`, `sync_threads` and the release and acquire calls do.
+//! - Votes, shuffles and `warp_reduce_*` order no memory. `sync_warp`, `sync_threads`, `sync_cluster` and the release and
+//!   acquire calls do.
 //! - Memory has no generic addresses: [`shared::Shared`] and [`global::Global`] say which space is meant, and each access
 //!   is one instruction of the width of its type.
+//! - The blocks of a cluster have neighboring indices. A kernel must give the same result when every cluster is one block,
+//!   which is what devices before sm_90 make of it.
+//! - A block's shared memory is there for others while it runs: a remote access stands between two `sync_cluster`, of which
+//!   the first says that the block has begun and the second keeps it from ending.
 
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emulator;
 #[cfg(not(target_arch = "nvptx64"))]
-pub use emulator::facade::{fence, global, grid, math, params, shared, thread, warp};
+pub use emulator::facade::{cluster, fence, global, grid, math, params, shared, thread, warp};
 
 #[cfg(all(target_arch = "nvptx64", not(feature = "cuda-std")))]
 mod device;
 #[cfg(all(target_arch = "nvptx64", not(feature = "cuda-std")))]
-pub use device::{fence, global, grid, math, params, shared, thread, warp};
+pub use device::{cluster, fence, global, grid, math, params, shared, thread, warp};
 
 #[cfg(feature = "cuda-std")]
 mod cuda_std;
@@ -32,7 +37,7 @@ mod device;
 #[cfg(all(target_arch = "nvptx64", feature = "cuda-std"))]
 pub use {
     cuda_std::{fence, thread, warp},
-    device::{global, grid, math, params, shared},
+    device::{cluster, global, grid, math, params, shared},
 };
 
 /// What the launcher and the emulator must know about one entry. Written by [`kernel!`](crate::kernel).
@@ -44,6 +49,8 @@ pub struct KernelInfo {
     pub max_threads: u32,
     /// Blocks that must fit on one multiprocessor (`.minnctapersm`).
     pub min_blocks: u32,
+    /// Blocks of a cluster on devices that have clusters (`.reqnctapercluster`); 1 for none.
+    pub cluster_blocks: u32,
     /// Size of the argument record, in bytes.
     pub args_bytes: usize,
 }
@@ -52,7 +59,8 @@ pub struct KernelInfo {
 ///
 /// From one declaration come:
 /// - on the device, the entry `NAME` in the PTX, and its launch bounds, which `cargo xtask build-ptx` copies from a
-///   comment that this macro leaves there (the language cannot say them);
+///   comment that this macro leaves there (the language cannot say them): threads of a block, blocks of a multiprocessor
+///   and, behind `cluster =`, blocks of a cluster, 1 when absent;
 /// - on the host, a module `NAME` with `INFO`, the type `Args`, and `launch`, which makes the emulator's launch.
 ///
 /// The argument record is `repr(C)`, `Copy`, and passed by value. The body sees it by reference; reading an array in it
@@ -73,7 +81,7 @@ pub struct KernelInfo {
 macro_rules! kernel {
     ($(
         $(#[doc = $doc:expr])*
-        #[launch_bounds($max_threads:expr, $min_blocks:expr $(,)?)]
+        #[launch_bounds($max_threads:expr, $min_blocks:expr $(, cluster = $cluster_blocks:expr)? $(,)?)]
         pub fn $name:ident($args:ident: &$args_type:ty $(, $params:ident: Params)? $(,)?) $body:block
     )*) => {
         $(
@@ -90,6 +98,7 @@ macro_rules! kernel {
                     name: stringify!($name),
                     max_threads: $max_threads,
                     min_blocks: $min_blocks,
+                    cluster_blocks: $crate::kernel!(@cluster_blocks $($cluster_blocks)?),
                     args_bytes: size_of::<Args>(),
                 };
 
@@ -100,7 +109,7 @@ macro_rules! kernel {
                 }
 
                 #[cfg(target_arch = "nvptx64")]
-                $crate::kernel!(@entry $name, $max_threads, $min_blocks);
+                $crate::kernel!(@entry $name);
 
                 /// The launch that the emulator runs: this kernel over `grid` blocks of `block` lanes.
                 #[cfg(not(target_arch = "nvptx64"))]
@@ -115,13 +124,16 @@ macro_rules! kernel {
         /// Every entry of this crate, in the order of declaration.
         pub const KERNELS: &[$crate::simt::KernelInfo] = &[$($name::INFO),*];
     };
-    (@entry $name:ident, $max_threads:expr, $min_blocks:expr) => {
+    (@cluster_blocks) => { 1 };
+    (@cluster_blocks $cluster_blocks:expr) => { $cluster_blocks };
+    (@entry $name:ident) => {
         // rust-cuda's compiler takes no module-level assembly; its PTX goes without bounds.
         #[cfg(not(feature = "cuda-std"))]
         core::arch::global_asm!(
-            concat!("// launch-bounds ", stringify!($name), " {} {}"),
-            const $max_threads,
-            const $min_blocks,
+            concat!("// launch-bounds ", stringify!($name), " {} {} {}"),
+            const INFO.max_threads,
+            const INFO.min_blocks,
+            const INFO.cluster_blocks,
         );
 
         /// The entry of the PTX.

@@ -75,6 +75,10 @@ fn block_key(uid: u32) -> u64 {
     (uid as u64) << 12 | 2048
 }
 
+fn key_uid(key: u64) -> u32 {
+    (key >> 12) as u32
+}
+
 impl Knowledge {
     fn below(&self, key: u64) -> u32 {
         match self.entries.binary_search_by_key(&key, |entry| entry.0) {
@@ -122,7 +126,7 @@ impl Knowledge {
         merged.extend_from_slice(&mine[i..]);
         merged.extend_from_slice(&other.entries[j..]);
         let known_before = self.known_before;
-        merged.retain(|entry| (entry.0 >> 12) as u32 >= known_before);
+        merged.retain(|entry| key_uid(entry.0) >= known_before);
         self.entries = merged;
     }
 }
@@ -175,18 +179,44 @@ pub(super) struct BlockClock {
     pub(super) extra: Option<Rc<Knowledge>>,
 }
 
+/// Numbers of blocks, over the life of the device, that decide what an access may meet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Uids {
+    /// First block of the running launch.
+    pub(super) launch: u32,
+    /// First block of the launches that may overlap the running one: `load_nc` must not meet their writes.
+    pub(super) overlap: u32,
+    /// First block of the running lane's cluster, and how many it has.
+    pub(super) cluster: u32,
+    pub(super) num_blocks: u32,
+}
+
 /// What the running lane knows, for one access.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub(super) lane: &'a LaneClock,
     pub(super) block: &'a BlockClock,
-    /// First block of the running launch.
-    pub(super) launch_uid: u32,
-    /// First block of the launches that may overlap the running one: `load_nc` must not meet their writes.
-    pub(super) overlap_uid: u32,
+    pub(super) uids: Uids,
 }
 
 impl View<'_> {
+    /// Whether a block of the running lane's cluster left the stamp. Others in shared memory are left over from blocks that
+    /// have ended.
+    #[inline]
+    pub(super) fn is_of_cluster(&self, stamp: Stamp) -> bool {
+        stamp.uid().wrapping_sub(self.uids.cluster) < self.uids.num_blocks
+    }
+
+    /// Whether something that block `uid` did, and so its begin, is ordered before the running lane.
+    pub(super) fn knows_begin_of(&self, uid: u32) -> bool {
+        let knows = |known: &Option<Rc<Knowledge>>| {
+            known
+                .as_ref()
+                .is_some_and(|known| known.entries.iter().any(|&(key, below)| below > 0 && key_uid(key) == uid))
+        };
+        knows(&self.block.extra) || knows(&self.lane.extra)
+    }
+
     /// Whether what the lanes `mask` of `stamp`'s warp did at `stamp`'s clock is ordered before the running lane.
     #[inline]
     pub(super) fn is_ordered(&self, stamp: Stamp, mask: u32) -> bool {
@@ -265,13 +295,38 @@ pub(super) fn sync_block(block: &mut BlockClock, lanes: &mut [super::engine::Lan
         && let Some(lane) = lanes.first()
     {
         let uid = lane.clock.stamp.uid();
-        if known.entries.iter().any(|entry| (entry.0 >> 12) as u32 == uid) {
-            Rc::make_mut(known).entries.retain(|entry| (entry.0 >> 12) as u32 != uid);
+        if known.entries.iter().any(|entry| key_uid(entry.0) == uid) {
+            Rc::make_mut(known).entries.retain(|entry| key_uid(entry.0) != uid);
         }
     }
     block.floor = floor;
     block.warp_floors.fill(floor);
     block.extra = extra;
+}
+
+/// A barrier over the blocks of a cluster: every lane knows what every lane did and knew.
+pub(super) fn sync_cluster(blocks: &mut [(&mut BlockClock, &mut [super::engine::Lane])]) {
+    let mut known_before = 0;
+    let mut extra = None;
+    let mut floors = Vec::with_capacity(blocks.len());
+    for (block, lanes) in blocks.iter_mut() {
+        sync_block(block, lanes);
+        join(&mut extra, &block.extra.take());
+        if let Some(lane) = lanes.first() {
+            known_before = known_before.max(lane.clock.known_before);
+            floors.push((lane.clock.stamp.uid(), block.floor));
+        }
+    }
+    let known = Rc::make_mut(extra.get_or_insert_default());
+    // The cluster's own past lies below its floors now.
+    known.entries.retain(|entry| floors.iter().all(|floor| floor.0 != key_uid(entry.0)));
+    for (uid, floor) in floors {
+        known.note(block_key(uid), floor);
+    }
+    for (block, lanes) in blocks {
+        block.extra = extra.clone();
+        lanes.iter_mut().for_each(|lane| lane.clock.known_before = known_before);
+    }
 }
 
 /// A barrier over the lanes `mask` of warp `warp`; `lanes` are the block's.

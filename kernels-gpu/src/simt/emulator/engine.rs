@@ -12,7 +12,9 @@ use std::rc::Rc;
 use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
-use super::clock::{BlockClock, Knowledge, LaneClock, Stamp, View, join, lanes_of, sync_block, sync_warp};
+use super::clock::{
+    BlockClock, Knowledge, LaneClock, Stamp, Uids, View, join, lanes_of, sync_block, sync_cluster, sync_warp,
+};
 use super::fault::{Fault, FaultKind, Other, Place, Space};
 use super::memory::{Found, Kind, Memory};
 use super::{Launch, Options, Policy, Random, Stats};
@@ -24,6 +26,7 @@ pub(super) enum Call {
     BarrierCount,
     BarrierAnd,
     BarrierOr,
+    ClusterBarrier,
     SyncWarp,
     Ballot,
     Any,
@@ -35,6 +38,13 @@ pub(super) enum Call {
     ReduceAdd,
     ReduceMin,
     ReduceMax,
+}
+
+impl Call {
+    /// Whether lanes of several warps meet there.
+    fn is_barrier(self) -> bool {
+        matches!(self, Self::Barrier | Self::BarrierCount | Self::BarrierAnd | Self::BarrierOr | Self::ClusterBarrier)
+    }
 }
 
 /// How much memory order an atomic access carries.
@@ -95,6 +105,9 @@ struct Slot {
     launch: usize,
     block_idx: u32,
     is_live: bool,
+    /// Index in the cluster, and the slots where the cluster's blocks began, this one included.
+    rank: u32,
+    cluster: Rc<[usize]>,
     lanes: Vec<Lane>,
     warps: Vec<Warp>,
     clock: BlockClock,
@@ -103,6 +116,8 @@ struct Slot {
     num_at_barrier: u32,
     has_triggered: bool,
     barrier: Option<(Call, Place, u32)>,
+    /// The last remote access of each lane of the cluster to this block, by rank and lane; empty before the first.
+    remote_accesses: Vec<Option<(Stamp, Place)>>,
 }
 
 /// Progress of one launch.
@@ -244,6 +259,17 @@ pub(super) fn access(space: Space, address: u64, size: u32, kind: Kind, place: P
     }
 }
 
+/// Checks a plain access to the shared memory of another block of the cluster and returns where its bytes are.
+pub(super) fn access_remote(rank: u32, address: u64, size: u32, kind: Kind, place: Place) -> *mut u8 {
+    let engine = current();
+    // SAFETY: `current` gave the pointer; the reference ends with the call.
+    match unsafe { (*engine).check_remote(rank, address, size, kind, place) } {
+        Ok(bytes) => bytes,
+        // SAFETY: as above.
+        Err(found) => unsafe { fail_access(engine, found, place) },
+    }
+}
+
 /// # Safety
 /// `engine` comes from `current`.
 #[cold]
@@ -323,6 +349,17 @@ pub(super) fn identity() -> (u32, u32, u32, u32) {
     }
 }
 
+/// (rank in the cluster, blocks of the cluster) of the running lane.
+#[inline]
+pub(super) fn cluster_identity() -> (u32, u32) {
+    let engine = current();
+    // SAFETY: `current` gave the pointer; the references end with the block.
+    unsafe {
+        let slot = &(&(*engine).slots)[(*engine).slot];
+        (slot.rank, slot.cluster.len() as u32)
+    }
+}
+
 /// Ends the run from a check of the facade itself.
 pub(super) fn fail_here(kind: FaultKind, place: Place) -> ! {
     fail(current(), kind, Some(place), None)
@@ -346,13 +383,16 @@ impl<'a> Engine<'a> {
         }
         let most = options.max_resident_blocks.unwrap_or(6).max(1);
         let num_blocks: u32 = launches.iter().map(|launch| launch.grid).sum();
-        let num_slots = (1 + random.below(most)).min(num_blocks) as usize;
+        let largest_cluster = launches.iter().map(|launch| launch.info.cluster_blocks).max().unwrap_or(1);
+        let num_slots = (1 + random.below(most)).min(num_blocks).max(largest_cluster) as usize;
         let policy = options.policy.unwrap_or_else(|| Policy::ALL[random.below(Policy::ALL.len() as u32) as usize]);
         let slots: Vec<Slot> = (0..num_slots)
             .map(|_| Slot {
                 launch: 0,
                 block_idx: 0,
                 is_live: false,
+                rank: 0,
+                cluster: Rc::default(),
                 lanes: Vec::new(),
                 warps: Vec::new(),
                 clock: BlockClock::default(),
@@ -361,6 +401,7 @@ impl<'a> Engine<'a> {
                 num_at_barrier: 0,
                 has_triggered: false,
                 barrier: None,
+                remote_accesses: Vec::new(),
             })
             .collect();
         Self {
@@ -452,7 +493,7 @@ impl<'a> Engine<'a> {
         }
         let slot = &mut self.slots[slot_idx];
         slot.lanes[lane_idx].wait = Some(wait);
-        if matches!(wait.call, Call::Barrier | Call::BarrierCount | Call::BarrierAnd | Call::BarrierOr) {
+        if wait.call.is_barrier() {
             if slot.num_ended > 0 {
                 let ended = (0..slot.lanes.len() as u32).filter(|&lane| slot.has_ended(lane)).collect();
                 let other = self.other("ended", slot_idx, ended, None);
@@ -469,8 +510,15 @@ impl<'a> Engine<'a> {
             slot.num_at_barrier += 1;
             let is_last = slot.num_at_barrier as usize == slot.lanes.len();
             self.clear_ready(slot_idx, warp, bit);
-            if is_last {
+            if wait.call == Call::ClusterBarrier
+                && let Some(other) = self.missing_in_cluster(slot_idx, wait.place)
+            {
+                return self.report(FaultKind::DivergentBarrier, Some(wait.place), Some(other));
+            }
+            if is_last && wait.call != Call::ClusterBarrier {
                 self.finish_barrier(slot_idx);
+            } else if is_last && self.is_cluster_complete(slot_idx) {
+                self.finish_cluster_barrier(slot_idx);
             } else {
                 self.check_stuck(slot_idx, warp);
             }
@@ -500,6 +548,70 @@ impl<'a> Engine<'a> {
     fn other(&self, what: &'static str, slot: usize, lanes: Vec<u32>, place: Option<Place>) -> Other {
         let slot = &self.slots[slot];
         Other { what, kernel: self.launches[slot.launch].info.name, block: slot.block_idx, lanes, place }
+    }
+
+    /// The slot of the block of this rank in the cluster of a running block; nothing once it has ended.
+    fn block_of_cluster(&self, slot_idx: usize, rank: u32) -> Option<usize> {
+        let slot = &self.slots[slot_idx];
+        let at = slot.cluster[rank as usize];
+        let peer = &self.slots[at];
+        let is_it = peer.launch == slot.launch && peer.block_idx == slot.block_idx - slot.rank + rank;
+        (peer.is_live && is_it).then_some(at)
+    }
+
+    /// Describes the block of this rank, which has ended.
+    fn ended_block(&self, slot_idx: usize, rank: u32) -> Other {
+        let slot = &self.slots[slot_idx];
+        let launch = &self.launches[slot.launch];
+        let block = slot.block_idx - slot.rank + rank;
+        Other { what: "ended", kernel: launch.info.name, block, lanes: (0..launch.block).collect(), place: None }
+    }
+
+    /// Lanes of the cluster's other blocks that will not come to the `sync_cluster` at this place.
+    fn missing_in_cluster(&self, slot_idx: usize, place: Place) -> Option<Other> {
+        (0..self.slots[slot_idx].cluster.len() as u32).find_map(|rank| {
+            let Some(at) = self.block_of_cluster(slot_idx, rank) else { return Some(self.ended_block(slot_idx, rank)) };
+            let peer = &self.slots[at];
+            if peer.num_ended > 0 {
+                let ended = (0..peer.lanes.len() as u32).filter(|&lane| peer.has_ended(lane)).collect();
+                return Some(self.other("ended", at, ended, None));
+            }
+            match peer.barrier {
+                Some((Call::ClusterBarrier, there, first)) if !is_same_place(there, place) => {
+                    Some(self.other("waits at another barrier", at, vec![first], Some(there)))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    fn is_cluster_complete(&self, slot_idx: usize) -> bool {
+        self.slots[slot_idx].cluster.iter().all(|&at| {
+            let slot = &self.slots[at];
+            slot.num_at_barrier as usize == slot.lanes.len()
+                && slot.barrier.is_some_and(|(call, ..)| call == Call::ClusterBarrier)
+        })
+    }
+
+    fn finish_cluster_barrier(&mut self, slot_idx: usize) {
+        let cluster = self.slots[slot_idx].cluster.clone();
+        let mut clocks = Vec::with_capacity(cluster.len());
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            if cluster.contains(&at) {
+                slot.barrier = None;
+                slot.num_at_barrier = 0;
+                slot.lanes.iter_mut().for_each(|lane| lane.wait = None);
+                clocks.push((&mut slot.clock, &mut slot.lanes[..]));
+            }
+        }
+        sync_cluster(&mut clocks);
+        self.stats.barriers += cluster.len() as u64;
+        self.idle_spins = 0;
+        for &at in &*cluster {
+            for warp in 0..self.slots[at].warps.len() {
+                self.set_ready(at, warp, u32::MAX);
+            }
+        }
     }
 
     fn finish_barrier(&mut self, slot_idx: usize) {
@@ -576,7 +688,7 @@ impl<'a> Engine<'a> {
     }
 
     /// A warp in which nobody can run and somebody waits for its own lanes will never move again: lanes at a barrier
-    /// wait for the whole block.
+    /// wait for the whole block or cluster.
     fn check_stuck(&mut self, slot_idx: usize, warp: usize) {
         let slot = &self.slots[slot_idx];
         let state = slot.warps[warp];
@@ -609,6 +721,17 @@ impl<'a> Engine<'a> {
             self.lane = first as usize;
             return self.report(FaultKind::DivergentBarrier, Some(place), Some(other));
         }
+        let waiting = (0..slot.cluster.len() as u32).find_map(|rank| {
+            let at = self.block_of_cluster(slot_idx, rank)?;
+            let (call, place, first) = self.slots[at].barrier?;
+            (call == Call::ClusterBarrier).then_some((at, place, first))
+        });
+        if let Some((at, place, first)) = waiting {
+            let other = self.other("ended", slot_idx, vec![lane_idx as u32], None);
+            (self.slot, self.lane) = (at, first as usize);
+            return self.report(FaultKind::DivergentBarrier, Some(place), Some(other));
+        }
+        let slot = &self.slots[slot_idx];
         let blocked = lanes_of(slot.warps[warp].meeting)
             .filter_map(|lane| Some((lane, slot.lanes[warp * 32 + lane as usize].wait?)))
             .find(|(_, wait)| wait.mask & bit != 0);
@@ -618,7 +741,8 @@ impl<'a> Engine<'a> {
             return self.report(FaultKind::MissingLanes { mask: wait.mask }, Some(wait.place), Some(other));
         }
         if slot.num_ended as usize == slot.lanes.len() {
-            slot.is_live = false;
+            self.check_end(slot_idx);
+            self.slots[slot_idx].is_live = false;
             self.trigger();
             let slot = &self.slots[slot_idx];
             let launch = slot.launch;
@@ -628,6 +752,32 @@ impl<'a> Engine<'a> {
             }
         } else {
             self.check_stuck(slot_idx, warp);
+        }
+    }
+
+    /// Every remote access to a block is ordered before its end, or on a device it may come after.
+    fn check_end(&mut self, slot_idx: usize) {
+        let slot = &self.slots[slot_idx];
+        let is_known = |stamp: Stamp| {
+            (0..slot.lanes.len()).any(|lane| self.view(slot_idx, lane).is_ordered(stamp, 1 << (stamp.lane() & 31)))
+        };
+        let found = slot.remote_accesses.iter().enumerate().find_map(|(at, access)| {
+            let (stamp, place) = (*access)?;
+            (!is_known(stamp)).then_some((at / slot.lanes.len(), stamp.lane(), place))
+        });
+        if let Some((rank, lane, place)) = found
+            && self.fault.is_none()
+        {
+            let ended = self.ended_block(slot_idx, slot.rank);
+            self.fault = Some(Box::new(Fault {
+                kind: FaultKind::Ended { rank: slot.rank },
+                kernel: ended.kernel,
+                block: slot.block_idx - slot.rank + rank as u32,
+                lane,
+                place: Some(place),
+                other: Some(Box::new(ended)),
+                seed: self.seed,
+            }));
         }
     }
 
@@ -688,15 +838,62 @@ impl<'a> Engine<'a> {
         if self.steps_left == 0 {
             return Err((FaultKind::EndlessLoop, None));
         }
+        let uids = self.uids(self.slot);
         let slot = &mut self.slots[self.slot];
-        let launch = slot.launch;
-        let launch_uid = self.progress[launch].first_uid;
-        let overlap_uid = if self.options.pdl && launch > 0 { self.progress[launch - 1].first_uid } else { launch_uid };
-        let view = View { lane: &slot.lanes[self.lane].clock, block: &slot.clock, launch_uid, overlap_uid };
+        let view = View { lane: &slot.lanes[self.lane].clock, block: &slot.clock, uids };
         let memory = if space == Space::Shared { &mut slot.shared } else { &mut *self.global };
         let offset = memory.access(view, address, size, kind, place)?;
         // SAFETY: `access` found `size` bytes inside `bytes`.
         Ok(unsafe { memory.bytes.as_mut_ptr().add(offset) })
+    }
+
+    #[inline]
+    fn uids(&self, slot_idx: usize) -> Uids {
+        let slot = &self.slots[slot_idx];
+        let launch = self.progress[slot.launch].first_uid;
+        let is_alone = !self.options.pdl || slot.launch == 0;
+        let overlap = if is_alone { launch } else { self.progress[slot.launch - 1].first_uid };
+        Uids { launch, overlap, cluster: launch + slot.block_idx - slot.rank, num_blocks: slot.cluster.len() as u32 }
+    }
+
+    fn view(&self, slot_idx: usize, lane: usize) -> View<'_> {
+        let slot = &self.slots[slot_idx];
+        View { lane: &slot.lanes[lane].clock, block: &slot.clock, uids: self.uids(slot_idx) }
+    }
+
+    fn check_remote(&mut self, rank: u32, address: u64, size: u32, kind: Kind, place: Place) -> Result<*mut u8, Found> {
+        let slot = &self.slots[self.slot];
+        let (my_rank, num_blocks) = (slot.rank, slot.cluster.len() as u32);
+        if rank == my_rank {
+            return self.check(Space::Shared, address, size, kind, place);
+        }
+        self.steps_left = self.steps_left.saturating_sub(1);
+        if self.steps_left == 0 {
+            return Err((FaultKind::EndlessLoop, None));
+        }
+        if rank >= num_blocks {
+            return Err((FaultKind::OutsideCluster { rank, num_blocks }, None));
+        }
+        let uids = self.uids(self.slot);
+        let Some(at) = self.block_of_cluster(self.slot, rank) else {
+            let uid = uids.cluster + rank;
+            return Err((FaultKind::Ended { rank }, Some((Stamp::new(uid, 0, 0), self.ended_block(self.slot, rank)))));
+        };
+        if !self.view(self.slot, self.lane).knows_begin_of(uids.cluster + rank) {
+            return Err((FaultKind::NotBegun { rank }, None));
+        }
+        let [slot, target] = match self.slots.get_disjoint_mut([self.slot, at]) {
+            Ok(slots) => slots,
+            Err(_) => unreachable!("the blocks of a cluster have a slot each"),
+        };
+        let view = View { lane: &slot.lanes[self.lane].clock, block: &slot.clock, uids };
+        let found = target.shared.access(view, address, size, kind, place);
+        let offset = found.map_err(|(kind, other)| (kind.in_space(Space::Remote { rank }), other))?;
+        let num_lanes = slot.lanes.len();
+        target.remote_accesses.resize(num_lanes * num_blocks as usize, None);
+        target.remote_accesses[my_rank as usize * num_lanes + self.lane] = Some((view.lane.stamp, place));
+        // SAFETY: `access` found `size` bytes inside `bytes`.
+        Ok(unsafe { target.shared.bytes.as_mut_ptr().add(offset) })
     }
 
     /// Moves knowledge through the word of an atomic access that `check` has passed.
@@ -728,8 +925,8 @@ impl<'a> Engine<'a> {
         join(released, &published);
     }
 
-    /// Starts the next block in a free slot, if one may start.
-    fn start_block(&mut self) -> bool {
+    /// Starts the blocks of the next cluster in free slots, if it may start and there is room for all of them.
+    fn start_cluster(&mut self) -> bool {
         let Some(launch) = (0..self.launches.len()).find(|&at| self.progress[at].num_started < self.launches[at].grid)
         else {
             return false;
@@ -741,7 +938,20 @@ impl<'a> Engine<'a> {
                 return false;
             }
         }
-        let Some(slot_idx) = self.slots.iter().position(|slot| !slot.is_live) else { return false };
+        let num_blocks = self.launches[launch].info.cluster_blocks;
+        let free = (0..self.slots.len()).filter(|&at| !self.slots[at].is_live);
+        let cluster: Rc<[usize]> = free.take(num_blocks as usize).collect();
+        if cluster.len() < num_blocks as usize {
+            return false;
+        }
+        for rank in 0..num_blocks {
+            self.start_block(launch, rank, &cluster);
+        }
+        true
+    }
+
+    fn start_block(&mut self, launch: usize, rank: u32, cluster: &Rc<[usize]>) {
+        let slot_idx = cluster[rank as usize];
         let block_idx = self.progress[launch].num_started;
         self.progress[launch].num_started += 1;
         let uid = self.progress[launch].first_uid + block_idx;
@@ -754,6 +964,8 @@ impl<'a> Engine<'a> {
         slot.launch = launch;
         slot.block_idx = block_idx;
         slot.is_live = true;
+        slot.rank = rank;
+        slot.cluster = cluster.clone();
         slot.lanes.clear();
         slot.lanes.extend((0..block).map(|lane| Lane {
             clock: LaneClock::new(uid, lane, known_before),
@@ -769,11 +981,11 @@ impl<'a> Engine<'a> {
         slot.num_at_barrier = 0;
         slot.has_triggered = false;
         slot.barrier = None;
+        slot.remote_accesses.clear();
         for warp in 0..num_warps {
             self.set_ready(slot_idx, warp, u32::MAX);
         }
         self.stats.blocks += 1;
-        true
     }
 
     /// The lanes of one warp to run next.
@@ -861,7 +1073,7 @@ unsafe fn drive(engine: *mut Engine<'static>, lanes: &mut [Vec<Option<LaneStack>
         // SAFETY: no lane runs now, so this is the only reference; it ends before the lanes are resumed.
         let picked = unsafe {
             let engine = &mut *engine;
-            while engine.start_block() {}
+            while engine.start_cluster() {}
             if engine.ready_warps.is_empty() {
                 if let Some(slot) = engine.slots.iter().position(|slot| slot.is_live) {
                     engine.slot = slot;

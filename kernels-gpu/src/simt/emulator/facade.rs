@@ -54,6 +54,30 @@ pub mod thread {
     }
 }
 
+/// Thread block clusters: blocks that run at the same time and write each other's shared memory.
+pub mod cluster {
+    use super::super::engine::{Call, cluster_identity, meet};
+    use std::panic::Location;
+
+    /// Index of the block in its cluster.
+    #[inline]
+    pub fn block_rank() -> u32 {
+        cluster_identity().0
+    }
+
+    /// Blocks of the cluster.
+    #[inline]
+    pub fn num_blocks() -> u32 {
+        cluster_identity().1
+    }
+
+    /// Waits for every thread of the cluster; orders all memory before it against all memory after it, in the cluster.
+    #[track_caller]
+    pub fn sync_cluster() {
+        meet(Call::ClusterBarrier, 0, 0, 0, Location::caller());
+    }
+}
+
 /// Operations over the 32 lanes of a warp.
 pub mod warp {
     use super::super::engine::{Call, meet};
@@ -175,7 +199,7 @@ macro_rules! atomics {
 
 /// Dynamic shared memory.
 pub mod shared {
-    use super::super::engine::{Order, access, atomic};
+    use super::super::engine::{Order, access, access_remote, atomic};
     use super::super::fault::Space;
     use super::super::memory::Kind;
     pub use super::element::Element;
@@ -225,6 +249,30 @@ pub mod shared {
         pub unsafe fn store(self, idx: u32, value: T) {
             let bytes = access(Space::Shared, self.element_address(idx), T::SIZE, Kind::Write, Location::caller());
             // SAFETY: `access` checked bounds.
+            unsafe { bytes.cast::<T>().write_unaligned(value) }
+        }
+
+        /// Reads element `idx` of the array at the same place in the shared memory of block `rank` of the cluster.
+        ///
+        /// # Safety
+        /// As `load`, there. The cluster has such a block, it has begun, and it does not end before this.
+        #[track_caller]
+        #[inline]
+        pub unsafe fn load_remote(self, rank: u32, idx: u32) -> T {
+            let bytes = access_remote(rank, self.element_address(idx), T::SIZE, Kind::Read, Location::caller());
+            // SAFETY: `access_remote` checked bounds and that the bytes were written; every `Element` takes any bits.
+            unsafe { bytes.cast::<T>().read_unaligned() }
+        }
+
+        /// Writes element `idx` of the array at the same place in the shared memory of block `rank` of the cluster.
+        ///
+        /// # Safety
+        /// As `store`, there. The cluster has such a block, it has begun, and it does not end before this.
+        #[track_caller]
+        #[inline]
+        pub unsafe fn store_remote(self, rank: u32, idx: u32, value: T) {
+            let bytes = access_remote(rank, self.element_address(idx), T::SIZE, Kind::Write, Location::caller());
+            // SAFETY: `access_remote` checked bounds.
             unsafe { bytes.cast::<T>().write_unaligned(value) }
         }
     }

@@ -45,6 +45,11 @@ pub struct Other {
 pub enum Space {
     /// Dynamic shared memory; addresses are byte offsets into it.
     Shared,
+    /// Dynamic shared memory of another block of the cluster; addresses are byte offsets into it.
+    Remote {
+        /// The block's index in the cluster.
+        rank: u32,
+    },
     /// Device memory.
     Global,
     /// The argument record; addresses are byte offsets into it.
@@ -55,7 +60,8 @@ pub enum Space {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FaultKind {
-    /// Lanes of one block stand at different barriers, or some ended while others wait.
+    /// Lanes of one block stand at different barriers, or lanes of one cluster at different `sync_cluster`, or some ended
+    /// while others wait.
     DivergentBarrier,
     /// A vote, shuffle, reduction or `sync_warp` names lanes that will not come.
     MissingLanes {
@@ -115,6 +121,23 @@ pub enum FaultKind {
         /// First byte of the access.
         address: u64,
     },
+    /// A remote access to a block that the cluster has not.
+    OutsideCluster {
+        /// The rank that the lane passed.
+        rank: u32,
+        /// Blocks of the cluster.
+        num_blocks: u32,
+    },
+    /// A remote access to a block of which nothing says that it has begun.
+    NotBegun {
+        /// The block's index in the cluster.
+        rank: u32,
+    },
+    /// A remote access to a block that has ended, or that nothing keeps from ending first.
+    Ended {
+        /// The block's index in the cluster.
+        rank: u32,
+    },
     /// Lanes wait and nobody is left to wake them.
     Deadlock,
     /// Lanes only read flags that nobody will set, or the step limit was reached.
@@ -123,6 +146,20 @@ pub enum FaultKind {
     Panic(String),
     /// The launch asks for what the kernel is not compiled for.
     BadLaunch(String),
+}
+
+impl FaultKind {
+    /// The same of an access that its lane calls by another space.
+    pub(super) fn in_space(mut self, new: Space) -> Self {
+        if let Self::OutOfBounds { space, .. }
+        | Self::Misaligned { space, .. }
+        | Self::Uninitialized { space, .. }
+        | Self::Race { space, .. } = &mut self
+        {
+            *space = new;
+        }
+        self
+    }
 }
 
 impl fmt::Display for Fault {
@@ -166,6 +203,15 @@ impl fmt::Display for FaultKind {
             Self::Race { space, address, bytes } => write!(out, "race on {bytes} bytes at {space:?} {address:#x}"),
             Self::NonCoherent { address } => {
                 write!(out, "Global {address:#x} is read by load_nc and written in the same launch")
+            }
+            Self::OutsideCluster { rank, num_blocks } => {
+                write!(out, "remote access to rank {rank}, outside the cluster of {num_blocks}")
+            }
+            Self::NotBegun { rank } => {
+                write!(out, "remote access to rank {rank}, whose block may not have begun")
+            }
+            Self::Ended { rank } => {
+                write!(out, "remote access to rank {rank}, whose block may have ended and its shared memory with it")
             }
             Self::Deadlock => write!(out, "deadlock"),
             Self::EndlessLoop => write!(out, "endless loop"),

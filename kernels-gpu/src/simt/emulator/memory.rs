@@ -193,7 +193,7 @@ impl Memory {
     }
 
     /// Shared memory for the next block: as long as asked, nothing written. Cells of earlier blocks may stay, because
-    /// their stamps name those blocks.
+    /// their stamps name blocks of other clusters.
     pub(super) fn renew_shared(&mut self, len: usize) {
         if self.bytes.len() < len {
             self.grow(len);
@@ -261,12 +261,12 @@ impl Memory {
             let cell = &mut self.cells[word];
             let me = view.lane.stamp;
             if kind == Kind::ReadNc {
-                if cell.write.uid() >= view.overlap_uid && cell.write != Stamp::NONE {
+                if cell.write.uid() >= view.uids.overlap && cell.write != Stamp::NONE {
                     let other = other_of(cell.write, 1 << (cell.write.lane() & 31), Kind::Write, cell.write_place);
                     return Err((FaultKind::NonCoherent { address }, Some(other)));
                 }
                 cell.nc_uid = cell.nc_uid.max(me.uid());
-            } else if kind.is_write() && cell.nc_uid >= view.launch_uid {
+            } else if kind.is_write() && cell.nc_uid >= view.uids.launch {
                 let other = other_of(cell.reads, cell.read_lanes, Kind::ReadNc, cell.read_place);
                 return Err((FaultKind::NonCoherent { address }, Some(other)));
             }
@@ -278,8 +278,7 @@ impl Memory {
                 }
                 continue;
             }
-            // Stamps of other blocks in shared memory are left over from blocks that have ended.
-            let stale = |stamp: Stamp| space == Space::Shared && stamp.uid() != me.uid();
+            let stale = |stamp: Stamp| space == Space::Shared && !view.is_of_cluster(stamp);
             if cell.write != Stamp::NONE && !cell.write.same_lane(me) {
                 let lanes = 1 << (cell.write.lane() & 31);
                 if !stale(cell.write) && !view.is_ordered(cell.write, lanes) {
@@ -322,7 +321,7 @@ impl Memory {
         place: Place,
     ) -> Result<(), (bool, (Stamp, Other))> {
         let me = view.lane.stamp;
-        let at = self.list_of(word, me);
+        let at = self.list_of(word, view);
         let list = &mut self.lists[at];
         let mine = 1 << (me.lane() & 31);
         if !list.has_write && matches!(kind, Kind::Read | Kind::ReadNc) {
@@ -339,7 +338,7 @@ impl Memory {
             if access.bytes & bytes == 0 {
                 continue;
             }
-            if kind == Kind::ReadNc && access.kind.is_write() && access.stamp.uid() >= view.overlap_uid {
+            if kind == Kind::ReadNc && access.kind.is_write() && access.stamp.uid() >= view.uids.overlap {
                 return Err((true, other_of(access.stamp, access.lanes, access.kind, Some(access.place))));
             }
             if kind.conflicts(access.kind) && !view.is_ordered(access.stamp, access.lanes) {
@@ -378,7 +377,7 @@ impl Memory {
     }
 
     /// The word's list, made from its cell if it has none.
-    fn list_of(&mut self, word: usize, me: Stamp) -> usize {
+    fn list_of(&mut self, word: usize, view: View<'_>) -> usize {
         let cell = &mut self.cells[word];
         if cell.list != 0 {
             return cell.list as usize - 1;
@@ -392,7 +391,7 @@ impl Memory {
             self.listed_words.push(word as u32);
         }
         let list = &mut self.lists[at];
-        let stale = |stamp: Stamp| self.space == Space::Shared && stamp.uid() != me.uid();
+        let stale = |stamp: Stamp| self.space == Space::Shared && !view.is_of_cluster(stamp);
         if let (Some(place), false) = (cell.write_place, cell.write == Stamp::NONE || stale(cell.write)) {
             let lanes = 1 << (cell.write.lane() & 31);
             list.has_write = true;

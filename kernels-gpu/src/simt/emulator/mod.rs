@@ -16,11 +16,12 @@
 //!
 //! Divergent barriers (a lane elsewhere, or ended); votes, shuffles, reductions and `sync_warp` whose lanes will not come;
 //! shuffles from outside the mask; accesses out of bounds or misaligned; reads of bytes nobody wrote; data races in
-//! shared and global memory, also between grids joined by programmatic dependent launch; `load_nc` of memory that is
-//! written meanwhile; deadlocks and endless loops; panics.
+//! shared and global memory, also between blocks of a cluster and between grids joined by programmatic dependent launch;
+//! remote accesses to a block that the cluster has not, that may not have begun, or that may have ended; `load_nc` of memory
+//! that is written meanwhile; deadlocks and endless loops; panics.
 //!
-//! Two accesses race when one is a plain write or one is plain and the other an atomic write, and no chain of barriers,
-//! `sync_warp`, release and acquire (or fence, relaxed write, relaxed read, fence), or ends of grids orders them. This is
+//! Two accesses race when one is a plain write or one is plain and the other an atomic write, and no chain of barriers (of
+//! the block or the cluster), `sync_warp`, release and acquire (or fence, relaxed write, relaxed read, fence), or ends of grids orders them. This is
 //! found by logical clocks, so a race is reported even when the schedule happened to hide its effect.
 //!
 //! # What it cannot see
@@ -32,8 +33,9 @@
 //! - Which barrier a lane of a loop is at: a barrier, vote or shuffle is named by its place in the source, so lanes in
 //!   different rounds of one loop pair up. A helper that contains barriers is one place unless it is `#[track_caller]`.
 //! - Atomics' scopes: block, device and system scope are all taken to reach far enough, and a shared-memory atomic between
-//!   blocks cannot be written. The host is no thread: what the kernel releases to it is seen when the run ends.
+//!   blocks cannot be written: remote accesses are plain. The host is no thread: what the kernel releases to it is seen when the run ends.
 //! - Memory that a lane reaches without the facade (captured Rust variables in a test).
+//! - Whether a device has room for a whole cluster at once, and clusters of more than 8 blocks, which not every device takes.
 //! - More than 256 groups of unordered accesses to one word: the oldest is forgotten.
 //! - Grids more than one apart under programmatic dependent launch: a launch begins only when the one before its
 //!   predecessor has ended.
@@ -55,6 +57,9 @@ use memory::Memory;
 
 /// Addresses of device memory begin here, so that no offset passes for an address.
 const GLOBAL_BASE: u64 = 0x7_0000_0000;
+
+/// Blocks of the largest cluster that every device with clusters takes.
+const MAX_CLUSTER: u32 = 8;
 
 /// Bytes that exist for nobody, between allocations.
 const RED_ZONE: usize = 256;
@@ -103,8 +108,19 @@ impl<'a> Launch<'a> {
 
     /// A launch of a closure, for tests of the facade and the emulator.
     pub fn closure(name: &'static str, grid: u32, block: u32, shared_bytes: u32, body: impl Fn() + 'a) -> Self {
-        let info = KernelInfo { name, max_threads: 1024, min_blocks: 1, args_bytes: 0 };
+        let info = KernelInfo { name, max_threads: 1024, min_blocks: 1, cluster_blocks: 1, args_bytes: 0 };
         Self { info, grid, block, shared_bytes, body: Box::new(body) }
+    }
+
+    /// The same in clusters of `blocks` blocks, whatever the kernel is declared with.
+    pub fn clusters_of(mut self, blocks: u32) -> Self {
+        self.info.cluster_blocks = blocks;
+        self
+    }
+
+    /// The same as on a device that has no clusters: each block is one of its own.
+    pub fn without_clusters(self) -> Self {
+        self.clusters_of(1)
     }
 }
 
@@ -140,7 +156,8 @@ pub struct Options {
     pub pdl: bool,
     /// Accesses and waits of all lanes together before the run counts as endless.
     pub step_limit: u64,
-    /// At most so many blocks are resident at once; the number itself is drawn. 6 when absent.
+    /// At most so many blocks are resident at once, but a whole cluster always is; the number itself is drawn. 6 when
+    /// absent.
     pub max_resident_blocks: Option<u32>,
     /// The policy; drawn when absent.
     pub policy: Option<Policy>,
@@ -159,7 +176,7 @@ pub struct Stats {
     pub blocks: u64,
     /// Times that a lane was given the thread.
     pub switches: u64,
-    /// Barriers of whole blocks.
+    /// Barriers of whole blocks; one of a cluster counts for each of its blocks.
     pub barriers: u64,
     /// The policy that was used.
     pub policy: Policy,
@@ -294,6 +311,10 @@ impl Device {
                 format!("{} blocks of {} lanes; want whole warps, at least one", launch.grid, launch.block)
             } else if launch.block > info.max_threads.min(1024) {
                 format!("{} lanes a block; the kernel is compiled for {}", launch.block, info.max_threads.min(1024))
+            } else if info.cluster_blocks == 0 || info.cluster_blocks > MAX_CLUSTER {
+                format!("clusters of {} blocks; every device takes 1 to {MAX_CLUSTER}", info.cluster_blocks)
+            } else if !launch.grid.is_multiple_of(info.cluster_blocks) {
+                format!("{} blocks; want whole clusters of {}", launch.grid, info.cluster_blocks)
             } else {
                 continue;
             };
