@@ -7,14 +7,16 @@ use crate::simt::global::Global;
 use crate::simt::params::Params;
 use crate::simt::shared::Shared;
 use crate::simt::thread::{self, block_dim_x, block_idx_x, grid_dim_x, sync_threads, thread_idx_x};
-use crate::simt::{fence, grid, math, warp};
+use crate::simt::{cluster, fence, grid, math, warp};
 
 /// Words that each thread writes.
-pub const WORDS: usize = 48;
+pub const WORDS: usize = 56;
 /// Words of counters, all zero before the launch.
 pub const COUNTERS: usize = 16;
 /// Threads in a block.
 pub const BLOCK: u32 = 64;
+/// Blocks of a cluster; the grid is a multiple of it.
+pub const CLUSTER: u32 = 2;
 /// Dynamic shared memory, in bytes.
 pub const SHARED_BYTES: u32 = 8192;
 
@@ -35,8 +37,9 @@ pub struct SelfTestArgs {
 }
 
 kernel! {
-    /// Writes to `output` what every call of the facade returned, thread by thread.
-    #[launch_bounds(BLOCK, 1)]
+    /// Writes to `output` what every call of the facade returned, thread by thread. A device without clusters has another
+    /// answer, where the calls of `cluster` and the remote accesses are concerned.
+    #[launch_bounds(BLOCK, 1, cluster = CLUSTER)]
     pub fn facade_self_test(args: &SelfTestArgs, params: Params) {
         // SAFETY: the test gives every array the size that `SelfTestArgs` asks for.
         unsafe { body(args, params) }
@@ -156,6 +159,27 @@ unsafe fn body(args: &SelfTestArgs, params: Params) {
             counters.fetch_min(10, 0);
             counters.fetch_add_acq_rel(11, 2);
         }
+    }
+
+    // Each thread hands a vector, a pair, a word and a byte to the next block of the cluster, and takes a word.
+    // SAFETY: as this function's: the offsets below lie inside `SHARED_BYTES`, and the barriers keep the blocks running.
+    unsafe {
+        let (rank, num_blocks) = (cluster::block_rank(), cluster::num_blocks());
+        let next = if rank + 1 == num_blocks { 0 } else { rank + 1 };
+        let (words, pairs) = (Shared::<u32>::at(0), Shared::<[u32; 2]>::at(4096));
+        let (bytes, quads) = (Shared::<u8>::at(1024), Shared::<[u32; 4]>::at(5120));
+        put(rank + num_blocks * 16);
+        cluster::sync_cluster();
+        quads.store_remote(next, thread, [value, block, rank, 6]);
+        pairs.store_remote(next, thread, [value + 1, thread]);
+        words.store_remote(next, thread, value * 3 + block);
+        bytes.store_remote(next, thread, (value + rank) as u8);
+        cluster::sync_cluster();
+        put(quads.load(thread).iter().fold(0, |sum, word| sum * 3 + word));
+        put(pairs.load(thread)[0] * 5 + pairs.load(thread)[1]);
+        put(bytes.load(thread) as u32);
+        put(words.load_remote(next, thread));
+        cluster::sync_cluster();
     }
 
     let (a, b, c) = (value as f32 * 1.1, -3.7e-3 * thread as f32, 0.25 + block as f32);
