@@ -16,8 +16,7 @@ use crate::{
     scan::{div_ceil, warp_inclusive_add},
     signs::{Signs, Span, TINY},
     simt::{
-        global::Global,
-        math,
+        cluster, math,
         params::Params,
         shared::Shared,
         thread,
@@ -36,34 +35,83 @@ const TILE_COUNT: u32 = TILE_IS_WALKED - 1;
 /// and the state that begins. Positions are below 2^28.
 const IS_SOUGHT: u32 = 1 << 31;
 
-/// A part of a mask: of its columns.
+/// What a block is at. Kept in shared memory, as the record is.
 #[derive(Clone, Copy)]
-pub struct Part {
-    /// Index in the mask.
-    pub idx: u32,
-    /// Parts of the mask.
-    pub num: u32,
-    /// Index of the part's room.
-    pub room: u32,
+pub struct Item {
+    /// Image of the mask.
+    pub image: u32,
+    /// Row of the image.
+    pub slot: u32,
+    /// Query of the row.
+    pub query_idx: u32,
+    /// Masks of the request.
+    pub num_masks: u32,
 }
 
-impl Part {
-    /// A whole mask.
-    pub const WHOLE: Self = Self { idx: 0, num: 1, room: 0 };
-
-    /// This part of `len` columns: about as many as the others, and where one ends the next begins.
+impl Item {
+    /// Keeps it. Callers: one thread; a barrier is owed.
+    ///
+    /// # Safety
+    /// The block has the layout's shared memory, and a barrier was passed since it was read.
     #[inline(always)]
-    pub fn of(&self, len: u32) -> Span {
-        let share = math::div_approx(len as f32, self.num as f32);
-        let at = |idx: u32| if idx < self.num { ((idx as f32 * share) as u32).min(len) } else { len };
-        Span { start: at(self.idx), end: at(self.idx + 1) }
+    pub unsafe fn store(&self) {
+        // SAFETY: the layout has the words.
+        unsafe {
+            Shared::<[u32; 4]>::at(layout::ITEM).store(0, [self.image, self.slot, self.query_idx, self.num_masks]);
+        }
+    }
+
+    /// The one that is kept.
+    ///
+    /// # Safety
+    /// It was stored, and a barrier was passed.
+    #[inline(always)]
+    pub unsafe fn load() -> Self {
+        // SAFETY: the layout has the words.
+        let [image, slot, query_idx, num_masks] = unsafe { Shared::<[u32; 4]>::at(layout::ITEM).load(0) };
+        Self { image, slot, query_idx, num_masks }
     }
 }
 
-/// Where a part hands its transitions over.
+/// Keeps the block's columns of the mask. Callers: one thread; a barrier is owed.
+///
+/// # Safety
+/// As [`Item::store`].
 #[inline(always)]
-pub fn room_of(args: &MaskArgs, room: u32) -> Global<u32> {
-    Global::from_address(args.parts_at + 4 * room as u64 * args.part_capacity as u64)
+pub unsafe fn keep_part(part: Span) {
+    // SAFETY: the layout has the words.
+    unsafe { Shared::<[u32; 2]>::at(layout::PART).store(0, [part.start, part.end]) };
+}
+
+/// The block's columns of the mask.
+///
+/// # Safety
+/// They were kept, and a barrier was passed.
+#[inline(always)]
+unsafe fn kept_part() -> Span {
+    // SAFETY: the layout has the words.
+    let [start, end] = unsafe { Shared::<[u32; 2]>::at(layout::PART).load(0) };
+    Span { start, end }
+}
+
+/// What [`Mask::transitions`] returns for a part whose transitions have no room.
+pub const NO_ROOM: u32 = u32::MAX;
+
+/// The columns that block `rank` of `num` makes of a mask whose box goes from `left` to `right`: where one block ends the next
+/// begins. The box is shared out evenly, because that is where the mask is; whatever else there is of it counts all the same.
+#[inline(always)]
+pub fn columns_of_part(record: &ImageRecord, left: f32, right: f32, rank: u32, num: u32) -> Span {
+    let (len, offset) = (record.content_w as f32, record.offset_x as f32);
+    // NaN becomes 0.
+    let inside = |x: f32| if x - offset > 0.0 { (x - offset).min(len) } else { 0.0 };
+    let left = inside(left);
+    let share = math::div_approx((inside(right) - left).max(0.0), num as f32);
+    let at = |rank: u32| match rank {
+        0 => 0,
+        _ if rank == num => record.content_w,
+        _ => ((left + rank as f32 * share) as u32).min(record.content_w),
+    };
+    Span { start: at(rank), end: at(rank + 1) }
 }
 
 /// Whether the last pixel of a column and the first of the next are neighbors in the mask, and both are content.
@@ -103,61 +151,60 @@ unsafe fn warp_sum_of_tiles(counts: Shared<u32>, num: u32) -> u32 {
     warp::warp_reduce_add(FULL_MASK, sum)
 }
 
-/// The part of a mask that a block makes.
+/// The mask that a block makes, or makes its part of. Which it is lies in shared memory.
 #[derive(Clone, Copy)]
 pub struct Mask<const IN_SHARED: bool> {
     /// The arguments.
     pub params: Params,
-    /// Its image.
-    pub image: u32,
-    /// Its row of the image.
-    pub slot: u32,
-    /// Its query.
-    pub query_idx: u32,
-    /// The part.
-    pub part: Part,
+    /// Blocks that share it: 1, or those of the cluster.
+    pub num_parts: u32,
 }
 
 impl<const IN_SHARED: bool> Mask<IN_SHARED> {
     /// The cells of the mask.
     ///
     /// # Safety
-    /// The block has the shared memory of `args.rle`.
+    /// The block has the shared memory of `args.rle`, and keeps the item.
     #[inline(always)]
     unsafe fn cells(&self, args: &MaskArgs, record: &ImageRecord) -> Cells<IN_SHARED> {
+        // SAFETY: the caller vouches for it.
+        let item = unsafe { Item::load() };
         Cells {
-            window: Window::new(args, record, self.image, self.query_idx),
-            // SAFETY: the caller vouches for it.
+            window: Window::new(args, record, item.image, item.query_idx),
+            // SAFETY: as above.
             shared: unsafe { Shared::at(args.rle.cells_offset) },
             num_columns: record.window_w,
         }
     }
 
-    /// Loads cells and signs.
+    /// Loads cells and signs for the content's columns `part`.
     ///
-    /// Callers: every thread of the block, after a barrier behind [`Signs::reset`]. A barrier is owed.
+    /// Callers: every thread of the block, after a barrier behind [`Signs::reset`] and [`Item::store`]. A barrier is owed.
     ///
     /// # Safety
-    /// The block keeps record, facts and rows of the mask's image, and has the shared memory of `args.rle`.
+    /// The block keeps record, facts, rows and item of the mask's image, and has the shared memory of `args.rle`.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn load(&self) {
+    pub unsafe fn load(&self, part: Span) {
         // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
         unsafe {
             let args = &masks::args(self.params);
             let record = masks::kept_record();
-            let (window_w, part) = (record.window_w, self.part);
-            let counted = part.of(window_w);
-            // The cells that the part's columns are made of, the column before it included, and those that it counts.
-            let mut columns = Span { start: 0, end: window_w };
-            if part.num > 1 {
-                let (axis, content) = (Axis::columns(&record, args.flags), part.of(record.content_w));
-                let reach = axis.support + axis.scale + 1.5;
-                let start = (content.start as f32 * axis.scale - reach) as i32 - 1;
-                let end = (content.end as f32 * axis.scale + reach) as i32 + 2;
-                columns.start = (start.max(0) as u32).min(counted.start);
-                columns.end = (end.max(0) as u32).max(counted.end).min(window_w);
-            }
+            let window_w = record.window_w;
+            // The cells that the part's columns are made of, the column before it included, and those that it counts: where one
+            // part's end the next one's begin.
+            let axis = Axis::columns(&record, args.flags);
+            let reach = axis.support + axis.scale + 1.5;
+            let counted = |x: u32| {
+                if x == record.content_w { window_w } else { ((x as f32 * axis.scale) as u32).min(window_w) }
+            };
+            let counted = Span { start: counted(part.start), end: counted(part.end) };
+            let start = (part.start as f32 * axis.scale - reach) as i32 - 1;
+            let end = (part.end as f32 * axis.scale + reach) as i32 + 2;
+            let columns = Span {
+                start: (start.max(0) as u32).min(counted.start),
+                end: (end.max(0) as u32).max(counted.end).min(window_w),
+            };
             let has_room = Facts::load().findings & HAS_ROOM != 0;
             let words = has_room.then_some(args.rle.signs_offset);
             let odd = Shared::<u32>::at(layout::ODD);
@@ -212,28 +259,31 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
         // SAFETY: the caller vouches for the record.
         unsafe {
             let (args, record) = (&masks::args(self.params), masks::kept_record());
-            (Geometry::new(args, record, self.image), self.cells(args, &record))
+            (Geometry::new(args, record, Item::load().image), self.cells(args, &record))
         }
     }
 
-    /// Makes the transitions of the part, batch of tiles by batch, window by window: those of a whole mask go to the encoder,
-    /// those of a part to its room. Returns their number; above the room's capacity some are missing there.
+    /// Makes the transitions of the part, batch of tiles by batch. Those of a whole mask go to the encoder, window by window;
+    /// those of a part stay in the window. Returns their number, or [`NO_ROOM`] for a part with more than a window.
     ///
-    /// Callers: every thread of the block, after a barrier behind [`load`](Self::load). Ends with a barrier.
+    /// Callers: every thread of the block, after a barrier behind [`load`](Self::load). Ends with a barrier, unless there is no
+    /// room.
     ///
     /// # Safety
-    /// As [`load`](Self::load).
+    /// As [`load`](Self::load); the block keeps the part's columns.
     #[track_caller]
     #[inline(always)]
     pub unsafe fn transitions(&self, encoder: &mut Encoder) -> u32 {
-        let (tid, is_whole) = (thread::thread_idx_x(), self.part.num == 1);
+        let (tid, is_whole) = (thread::thread_idx_x(), self.num_parts == 1);
+        let has_end = is_whole || cluster::block_rank() + 1 == self.num_parts;
         let num_warps = thread::block_dim_x() / 32;
         // SAFETY: the caller vouches for the mask; barriers separate the phases.
         unsafe {
             let (counts, carries) = (Shared::<u32>::at(layout::TILE_COUNTS), Shared::<u32>::at(layout::TILE_CARRIES));
             let (live, batch) = (self.columns().live(), Facts::load().num_tiles);
             let num_tiles = div_ceil(live.end - live.start, TILE);
-            let (mut first_tile, mut handed) = (0, 0);
+            // Transitions that the window holds already.
+            let (mut first_tile, mut held) = (0, 0);
             loop {
                 let num = (num_tiles - first_tile).min(batch);
                 let is_last = first_tile + num == num_tiles;
@@ -252,13 +302,16 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                 thread::sync_threads();
 
                 // The last run ends with the mask.
-                let total = warp_sum_of_tiles(counts, num) + (is_last && is_whole) as u32;
+                let total = warp_sum_of_tiles(counts, num) + (is_last && has_end) as u32;
+                if !is_whole && held + total > masks::args(self.params).rle.window {
+                    return NO_ROOM;
+                }
                 let mut start = 0;
                 while start < total {
                     let args = &masks::args(self.params);
                     let len = (total - start).min(args.rle.window);
-                    let is_end = is_last && is_whole && start + len == total;
-                    let place = Place { transitions: Scratch::new(args).transitions, start, len };
+                    let is_end = is_last && has_end && start + len == total;
+                    let place = Place { transitions: Scratch::window(args, held), start, len };
                     let columns = self.columns();
                     let mut tile = warp::warp_id();
                     while tile < num {
@@ -275,32 +328,26 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                         place.at(total - 1, record.width * record.height);
                     }
                     thread::sync_threads();
-                    let args = &masks::args(self.params);
-                    let room = room_of(args, self.part.room);
                     let (columns, record, mut stats) = (self.columns(), masks::kept_record(), Stats::EMPTY);
-                    let rows = Rows::new(self.params, &record, self.image);
+                    let rows = Rows::new(self.params, &record, Item::load().image);
                     let mut i = tid;
                     while i < len {
-                        let position = columns.find(&rows, &record, batch_x, place.transitions.load(3 + i), &mut stats);
-                        let at = handed + start + i;
-                        if is_whole {
-                            place.transitions.store(3 + i, position);
-                        } else if at < args.part_capacity {
-                            room.store(at as usize, position);
-                        }
+                        let listed = place.transitions.load(i);
+                        place.transitions.store(i, columns.find(&rows, &record, batch_x, listed, &mut stats));
                         i += thread::block_dim_x();
                     }
                     stats.add_to_shared();
                     thread::sync_threads();
                     if is_whole {
-                        encoder.encode(len, is_end);
+                        encoder.encode(len, is_end, 1);
+                    } else {
+                        held += len;
                     }
                     start += len;
                 }
-                handed += total;
                 first_tile += num;
                 if is_last {
-                    return handed;
+                    return held;
                 }
                 if total == 0 {
                     // No window had a barrier; the next tiles overwrite what was summed.
@@ -329,8 +376,8 @@ impl Place {
         // Below the window's start the difference is above any length.
         let i = idx.wrapping_sub(self.start);
         if i < self.len {
-            // SAFETY: inside the window, behind the three words before it.
-            unsafe { self.transitions.store(3 + i, transition) };
+            // SAFETY: inside the window.
+            unsafe { self.transitions.store(i, transition) };
         }
     }
 }
@@ -365,9 +412,8 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
     /// As [`Mask::columns`].
     #[inline(always)]
     unsafe fn live(&self) -> Span {
-        // SAFETY: the caller vouches for the record.
-        let record = unsafe { masks::kept_record() };
-        let part = self.mask.part.of(record.content_w);
+        // SAFETY: the caller vouches for record and part.
+        let (record, part) = unsafe { (masks::kept_record(), kept_part()) };
         let none = Span { start: part.start, end: part.start };
         if is_empty(&record) {
             return none;
@@ -542,12 +588,23 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
                 let (first, second) = (self.signs.word(column.first, k), self.signs.word(column.second, k));
                 let (mut word, mut mixed) = (first & second, first ^ second);
                 while mixed != 0 {
-                    let bit = mixed.trailing_zeros();
-                    mixed &= mixed - 1;
-                    let value = self.cells.stretched(column, 32 * k + bit);
-                    word |= ((value > 0.0) as u32) << bit;
-                    // Positive and tiny.
-                    is_odd |= value.to_bits().wrapping_sub(1) < TINY.to_bits() - 1;
+                    // Four at a time, the last one again where there are fewer: they do not wait for each other's cells.
+                    let first = mixed.trailing_zeros();
+                    let mut next = || {
+                        let bit = if mixed != 0 { mixed.trailing_zeros() } else { first };
+                        mixed &= mixed.wrapping_sub(1);
+                        (bit, self.cells.stretched(column, 32 * k + bit))
+                    };
+                    let (a, b, c, d) = (next(), next(), next(), next());
+                    let mut put = |(bit, value): (u32, f32)| {
+                        word |= ((value > 0.0) as u32) << bit;
+                        // Positive and tiny.
+                        is_odd |= value.to_bits().wrapping_sub(1) < TINY.to_bits() - 1;
+                    };
+                    put(a);
+                    put(b);
+                    put(c);
+                    put(d);
                 }
                 let changes = (word ^ (word << 1 | state)) & self.row_bits(k);
                 // Two changes in a row make an island, unless they are the first row's, which shows.
@@ -611,7 +668,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             // SAFETY: an island has window rows above and below, and every group has output rows.
             unsafe {
                 let (geometry, cells) = self.mask.plain();
-                let rows = Rows::new(self.mask.params, &geometry.record, self.mask.image);
+                let rows = Rows::new(self.mask.params, &geometry.record, Item::load().image);
                 let y = rows.group_start(first_row + bit);
                 let is_positive = word >> bit & 1 != 0;
                 let is_shown = (cells.pixel(&geometry, column, y - 1) > 0.0) == is_positive
@@ -634,7 +691,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
         // SAFETY: rows of the group, which has a window row below.
         unsafe {
             let (geometry, cells) = self.mask.plain();
-            let rows = Rows::new(self.mask.params, &geometry.record, self.mask.image);
+            let rows = Rows::new(self.mask.params, &geometry.record, Item::load().image);
             while r + 1 < self.window_h {
                 let changes =
                     |r: u32| r < self.window_h && self.tiles.load(at + 32 * (1 + r / 32)) >> (r % 32) & 1 != 0;

@@ -32,7 +32,7 @@ pub mod simt;
 
 use rfdetr_post_core::packed::{
     INLINE_IMAGES, MaskArgs, SelectArgs,
-    shared::masks::{DENSE_MAX_THREADS, DENSE_MIN_BLOCKS, MAX_THREADS, RLE_MAX_THREADS},
+    shared::masks::{DENSE_MAX_THREADS, DENSE_MIN_BLOCKS, MAX_THREADS, RLE_CLUSTER, RLE_MAX_THREADS},
 };
 
 use crate::simt::{grid, thread};
@@ -59,14 +59,14 @@ kernel! {
     }
 
     /// Makes the run lengths of every detection: any number of blocks. The cells of a mask have room in shared memory.
-    #[launch_bounds(RLE_MAX_THREADS, 1)]
+    #[launch_bounds(RLE_MAX_THREADS, 1, cluster = RLE_CLUSTER)]
     pub fn rfdetr_masks_rle(_args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { rle::masks_rle::<true>(params) }
     }
 
     /// Makes the run lengths of every detection: any number of blocks. The cells stay in device memory.
-    #[launch_bounds(RLE_MAX_THREADS, 1)]
+    #[launch_bounds(RLE_MAX_THREADS, 1, cluster = RLE_CLUSTER)]
     pub fn rfdetr_masks_rle_large(_args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { rle::masks_rle::<false>(params) }

@@ -150,11 +150,8 @@ pub unsafe fn args(params: Params) -> MaskArgs {
         headers_at: read!(headers_at),
         rows_at: read!(rows_at),
         queries_at: read!(queries_at),
-        counters_at: read!(counters_at),
         axes_at: read!(axes_at),
         done_at: read!(done_at),
-        part_lens_at: read!(part_lens_at),
-        parts_at: read!(parts_at),
         result_at: read!(result_at),
         result_headers_at: read!(result_headers_at),
         result_rows_at: read!(result_rows_at),
@@ -169,7 +166,6 @@ pub unsafe fn args(params: Params) -> MaskArgs {
         max_detections: read!(max_detections),
         flags: read!(flags),
         mask_capacity: read!(mask_capacity),
-        part_capacity: read!(part_capacity),
         axes: AxesLayout { rows_offset: read!(axes.rows_offset), image_stride: read!(axes.image_stride) },
         sequence: read!(sequence),
         rle: RleLayout {
@@ -187,7 +183,6 @@ pub unsafe fn args(params: Params) -> MaskArgs {
             tiles_offset: read!(rle.tiles_offset),
             num_tile_words: read!(rle.num_tile_words),
         },
-        reserved: 0,
         records: [ImageRecord::default(); INLINE_IMAGES],
     }
 }
@@ -258,28 +253,19 @@ pub unsafe fn kept_record() -> ImageRecord {
     record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(layout::RECORD).load(word) })
 }
 
-/// Finishes a mask whose row [`keep_row`] kept: writes its final row, and counts it; the block that counts the last of
-/// `num_masks` publishes the result. `mask` are offset and length of the mask and its number of counts.
+/// Writes the final row of a mask whose row [`keep_row`] kept. `mask` are offset and length of the mask and its number of
+/// counts; `nonfinite` is lane 0's.
 ///
-/// Callers: every lane of the first warp, after a barrier behind the mask's stores.
+/// Callers: every lane of the first warp.
 ///
 /// # Safety
 /// `args` holds what [`MaskArgs`] promises; each mask is finished once.
-#[track_caller]
 #[inline(always)]
-pub unsafe fn warp_finish_mask(
-    args: &MaskArgs,
-    image: u32,
-    row: usize,
-    stats: &Stats,
-    mask: [u32; 3],
-    nonfinite: u32,
-    num_masks: u32,
-) {
+pub unsafe fn warp_write_row(args: &MaskArgs, image: u32, row: usize, stats: &Stats, mask: [u32; 3], nonfinite: u32) {
     const NEEDED: usize = core::mem::offset_of!(ImageHeader, needed_mask_len) / 4;
     let lane = warp::lane_id();
     let [offset, len, num_counts] = mask;
-    // SAFETY: the caller vouches for row and image; `done` is zero between launches.
+    // SAFETY: the caller vouches for row and image.
     unsafe {
         if lane < 4 {
             let word = if lane < 2 {
@@ -297,14 +283,30 @@ pub unsafe fn warp_finish_mask(
             header.fetch_max(image as usize * size_of::<ImageHeader>() / 4 + NEEDED, len);
             add_nonfinite(args, image, nonfinite);
         }
+    }
+}
+
+/// Counts `count` blocks of a mask as finished; the block that counts the last of `num_masks` of `num_blocks` blocks each
+/// publishes the result.
+///
+/// Callers: every lane of the first warp, after a barrier behind the mask's stores.
+///
+/// # Safety
+/// `args` holds what [`MaskArgs`] promises; each block of a mask is counted once.
+#[track_caller]
+#[inline(always)]
+pub unsafe fn warp_count_done(args: &MaskArgs, count: u32, num_blocks: u32, num_masks: u32) {
+    let lane = warp::lane_id();
+    // SAFETY: both words are zero between launches, and nobody takes masks any more when the last one is done.
+    unsafe {
         warp::sync_warp(FULL_MASK);
         let done = Global::<u32>::from_address(args.done_at);
         let mut before = 0;
         if lane == 0 {
             // The barriers ordered the block's writes before the count, which releases them to the block that publishes.
-            before = done.fetch_add_acq_rel(0, 1);
+            before = done.fetch_add_acq_rel(0, count);
         }
-        if warp::warp_shuffle_idx(FULL_MASK, before, 0) != num_masks - 1 {
+        if warp::warp_shuffle_idx(FULL_MASK, before, 0) + count != num_masks * num_blocks {
             return;
         }
         warp::sync_warp(FULL_MASK);
@@ -312,9 +314,20 @@ pub unsafe fn warp_finish_mask(
         warp::sync_warp(FULL_MASK);
         if lane == 0 {
             done.store(0, 0);
+            done.store(1, 0);
             publish(args.result_at, args.sequence, args.batch, num_masks);
         }
     }
+}
+
+/// Takes a mask that nobody took: the number of those taken before.
+///
+/// # Safety
+/// `args` holds what [`MaskArgs`] promises.
+#[inline(always)]
+pub unsafe fn take_mask(args: &MaskArgs) -> u32 {
+    // SAFETY: a word that is zero when the first mask is taken.
+    unsafe { Global::<u32>::from_address(args.done_at).fetch_add(1, 1) }
 }
 
 /// Copies the headers to the result: thread `tid` of `num_threads`.
@@ -345,8 +358,19 @@ pub fn row_idx(args: &MaskArgs, image: u32, slot: u32) -> usize {
 /// `row` is below the batch's rows.
 #[inline(always)]
 pub unsafe fn query_of(args: &MaskArgs, row: usize) -> u32 {
-    // SAFETY: the selection wrote a word for each row. Volatile: loaded here, not where it is used.
-    unsafe { Global::<u32>::from_address(args.queries_at).load_volatile(row) }
+    // SAFETY: the selection wrote four words for each row. Volatile: loaded here, not where it is used.
+    unsafe { Global::<u32>::from_address(args.queries_at).load_volatile(4 * row) }
+}
+
+/// The query of a row, and left and right of its box.
+///
+/// # Safety
+/// As [`query_of`].
+#[inline(always)]
+pub unsafe fn query_and_box_of(args: &MaskArgs, row: usize) -> (u32, [f32; 2]) {
+    // SAFETY: the selection wrote four words for each row. Early: it is on its way while other things are waited for.
+    let [query_idx, left, right, _] = unsafe { Global::<[u32; 4]>::from_address(args.queries_at).load_early(row) };
+    (query_idx, [f32::from_bits(left), f32::from_bits(right)])
 }
 
 /// Adds to the image's count of mask logits that are not finite. Callers: one thread for each count.
@@ -511,29 +535,6 @@ pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, offse
     }
 }
 
-/// Counts a part of a mask as finished. True in all threads of the block that finished the last of `num_parts`; the
-/// other parts' writes are then visible to it.
-///
-/// Callers: every thread of the block, when its part is written.
-///
-/// # Safety
-/// `row` is a row that the selection wrote; each part is counted once.
-#[track_caller]
-#[inline(always)]
-pub unsafe fn is_last_part(args: &MaskArgs, row: usize, num_parts: u32) -> bool {
-    thread::sync_threads();
-    // SAFETY: the selection zeroed the row's counter; the broadcast word is this function's between its barriers.
-    unsafe {
-        if thread::thread_idx_x() == 0 {
-            // Releases what the barrier ordered before it.
-            let finished = Global::<u32>::from_address(args.counters_at).fetch_add_acq_rel(row, 1);
-            counters().store(BROADCAST, (finished == num_parts - 1) as u32);
-        }
-        thread::sync_threads();
-        counters().load(BROADCAST) != 0
-    }
-}
-
 /// Counts a mask as finished; the block that finishes the last of `num_masks` publishes the result.
 ///
 /// Callers: every thread of the block, when row and mask are written.
@@ -579,40 +580,5 @@ pub unsafe fn publish_all(args: &MaskArgs, num_masks: u32) {
     if tid == 0 {
         // SAFETY: everything of the result is written, and ordered before the fence inside by the barrier.
         unsafe { publish(args.result_at, args.sequence, args.batch, num_masks) };
-    }
-}
-
-const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
-const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
-
-/// Adds a part's area and box to the selection's row, which began with neutral values.
-///
-/// # Safety
-/// `row` is a row that the selection wrote.
-#[inline(always)]
-pub unsafe fn add_stats(args: &MaskArgs, row: usize, stats: &Stats) {
-    let words = Global::<u32>::from_address(args.rows_at);
-    let first = row * size_of::<DetectionRow>() / 4;
-    // SAFETY: the caller vouches for the row.
-    unsafe {
-        words.fetch_add(first + AREA_WORD, stats.area);
-        words.fetch_min(first + BOX_WORD, stats.tight[0]);
-        words.fetch_min(first + BOX_WORD + 1, stats.tight[1]);
-        words.fetch_max(first + BOX_WORD + 2, stats.tight[2]);
-        words.fetch_max(first + BOX_WORD + 3, stats.tight[3]);
-    }
-}
-
-/// The sums of all parts of a row.
-///
-/// # Safety
-/// All parts are finished, and their writes visible.
-#[inline(always)]
-pub unsafe fn load_stats(args: &MaskArgs, row: usize) -> Stats {
-    let words = Global::<u32>::from_address(args.rows_at);
-    let first = row * size_of::<DetectionRow>() / 4;
-    // SAFETY: the caller vouches for the row.
-    unsafe {
-        Stats { area: words.load(first + AREA_WORD), tight: [0, 1, 2, 3].map(|i| words.load(first + BOX_WORD + i)) }
     }
 }

@@ -10,8 +10,9 @@
 //! counts   = differences of positions; text = differences of counts, two apart, in groups of five bits
 //! ```
 //!
-//! A block makes a whole mask, or, with few masks, a part of its columns: the block that finishes the last part of a mask
-//! encodes it. What makes it fast:
+//! The blocks of a cluster share a mask: each makes some of its columns, and they tell each other, through distributed shared
+//! memory, how many transitions and characters the others have, so that each encodes its own. A mask that has too many
+//! transitions for that is left to one block, and so are all masks where there are no clusters. What makes it fast:
 //!
 //! 1. Arithmetic happens only where two neighbor cells have different signs, and in the searches; the rest is bits.
 //! 2. A warp takes a tile of output columns. They lie between the same few cells, so its lanes take the same branches.
@@ -19,6 +20,7 @@
 //! 4. A tile's number of changes is known before any position is, so changes are listed where they belong, and every thread
 //!    of the block takes one at a time, whichever column it is of.
 //! 5. What only the image's size decides is computed while the selection runs.
+//! 6. The columns of a mask are shared out by its box, so each block has as much to do as the others.
 //!
 //! Why the bits give the exact number of changes: between two window rows an output column is monotone (see
 //! [`crate::columns`]), so a change of sign between them is one change of state, unless no output row shows it. A single
@@ -30,22 +32,18 @@
 //! windows without room in shared memory are evaluated pixel by pixel: once where a bit for each row has room, else twice, to
 //! count and to list.
 
-use rfdetr_post_core::packed::{
-    IMAGE_PLAIN_ROWS, MaskArgs,
-    shared::masks::{self as layout, TILE},
-};
+use rfdetr_post_core::packed::{FLAG_RLE_STRING, IMAGE_PLAIN_ROWS, shared::masks as layout};
 
 use crate::{
     axes::Axis,
-    changes::{Mask, Part, room_of},
+    changes::{Item, Mask, NO_ROOM, columns_of_part, keep_part},
     encode::{Encoder, Scratch},
     masks::{self, Stats, Work},
     rows::{Facts, Rows, is_empty},
-    scan::{div_ceil, div_rem, warp_inclusive_add},
+    scan::div_rem,
     signs::Signs,
     simt::{
-        global::Global,
-        grid,
+        cluster, grid,
         params::Params,
         shared::Shared,
         thread,
@@ -55,116 +53,78 @@ use crate::{
 
 /// Makes the run lengths of every detection of the batch. `IN_SHARED`: the cells of a mask have room in shared memory.
 ///
-/// Callers: every thread of every block.
+/// Callers: every thread of every block of whole clusters.
 ///
 /// # Safety
-/// The running entry's arguments hold what [`MaskArgs`] promises, and the block has the shared memory of their `rle`.
+/// The running entry's arguments hold what [`MaskArgs`](rfdetr_post_core::packed::MaskArgs) promises, and the block has the shared
+/// memory of their `rle`.
 #[inline(always)]
 pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
-    // SAFETY: the plan gave this kernel the layout's shared memory; the selection has ended where its results are read.
+    let (block, grid, rank) = (thread::block_idx_x(), thread::grid_dim_x(), cluster::block_rank());
+    // SAFETY: the plan gave this kernel the layout's shared memory; the selection has ended where its results are read; a grid has
+    // clusters, and a cluster has blocks.
     unsafe {
         // While the selection runs.
         reset();
         let mut geometry = prepare::<IN_SHARED>(params, 0, u32::MAX);
-        // Parts that give each warp a tile.
-        let num_columns = TILE * (thread::block_dim_x() / 32);
-        let max_parts = div_ceil(masks::kept_record().content_w, num_columns).clamp(1, layout::MAX_PARTS);
+        let (cluster, _) = div_rem(block, cluster::num_blocks());
+        // The others have begun when their shared memory is written.
+        cluster::sync_cluster();
         grid::depend_wait();
         let args = &masks::args(params);
-        // On their way while the detections are counted.
-        let lane = warp::lane_id();
-        let queries =
-            if args.batch == 1 && lane < args.max_detections { masks::query_of(args, lane as usize) } else { 0 };
-        let work = Work::new(args, |_, num_detections| num_detections);
-        let mut shares = Shares::new(work.num_items, max_parts);
-        // What is needed after the first item is read again: held in registers meanwhile, it would crowd out everything else.
-        if thread::thread_idx_x() == 0 {
-            shares.store();
-        }
+        // On its way while the detections are counted: of the mask that a cluster shares, if it does.
+        let mut is_known = args.batch == 1 && cluster < args.max_detections;
+        let mut row = if is_known { masks::query_and_box_of(args, cluster as usize) } else { (0, [0.0; 2]) };
+        let num_masks = Work::new(args, |_, num_detections| num_detections).num_items;
+        let num_shared = num_shared(num_masks, grid, cluster::num_blocks());
         let mut prepared_image = 0;
-        let mut item = thread::block_idx_x();
-        while item < shares.num_items {
-            let (mask_idx, part) = shares.of(item);
+        let (mut mask_idx, mut num_parts) = (num_shared + block, 1);
+        if cluster < num_shared {
+            (mask_idx, num_parts) = (cluster, cluster::num_blocks());
+        } else {
+            is_known = false;
+        }
+        while mask_idx < num_masks {
             let args = &masks::args(params);
             let (image, slot) = Work::counted(args).image_of(mask_idx);
             if image != prepared_image {
                 geometry = prepare::<IN_SHARED>(params, image, geometry);
                 prepared_image = image;
             }
-            let is_first = item == thread::block_idx_x();
-            let query_idx = if is_first && args.batch == 1 && slot < 32 {
-                warp::warp_shuffle_idx(FULL_MASK, queries, slot)
-            } else {
-                masks::query_of(args, masks::row_idx(args, image, slot))
-            };
-            mask(Mask::<IN_SHARED> { params, image, slot, query_idx, part });
-            item += thread::grid_dim_x();
-            shares = Shares::load();
+            if !core::mem::take(&mut is_known) {
+                row = masks::query_and_box_of(args, masks::row_idx(args, image, slot));
+            }
+            let item = Item { image, slot, query_idx: row.0, num_masks };
+            let is_shared = mask_idx < num_shared;
+            match mask(Mask::<IN_SHARED> { params, num_parts }, item, row.1, !is_shared) {
+                Outcome::Taken(taken) if !is_shared => mask_idx = num_shared + grid + taken,
+                // The first block makes a mask that has too many transitions to be shared.
+                Outcome::NoRoom if rank == 0 => {}
+                _ => mask_idx = num_shared + block,
+            }
+            num_parts = 1;
         }
-        if shares.num_masks == 0 && thread::block_idx_x() == 0 {
+        if num_masks == 0 && block == 0 {
             masks::publish_all(&masks::args(params), 0);
         }
     }
 }
 
-/// How the masks are shared out among the blocks: whole masks while there is one for every block; those that are left are cut
-/// into as many parts as run at once (P4).
-#[derive(Clone, Copy)]
-struct Shares {
-    /// Masks.
-    num_masks: u32,
-    /// Masks that are not cut: the first ones, each an item.
-    num_whole: u32,
-    /// Parts of each of the others, each an item.
-    num_parts: u32,
-    /// Items.
-    num_items: u32,
+/// How many masks clusters of `num_blocks` blocks share, one each: those that are left when every block has as many as every
+/// other, if there is a cluster for each of them. They are the first ones.
+#[inline(always)]
+fn num_shared(num_masks: u32, grid: u32, num_blocks: u32) -> u32 {
+    // SAFETY: a grid has blocks.
+    let (_, left) = unsafe { div_rem(num_masks, grid) };
+    if num_blocks > 1 && left * num_blocks <= grid { left } else { 0 }
 }
 
-impl Shares {
-    #[inline(always)]
-    fn new(num_masks: u32, max_parts: u32) -> Self {
-        let grid = thread::grid_dim_x();
-        // SAFETY: a grid has blocks, and the other divisor is at least 1.
-        let (num_cut, num_parts) = unsafe {
-            let (_, num_cut) = div_rem(num_masks, grid);
-            (num_cut, div_rem(grid, num_cut.max(1)).0.clamp(1, max_parts))
-        };
-        let num_whole = num_masks - num_cut;
-        Self { num_masks, num_whole, num_parts, num_items: num_whole + num_parts * num_cut }
-    }
-
-    /// The mask of an item, and the part of it.
-    #[inline(always)]
-    fn of(&self, item: u32) -> (u32, Part) {
-        if item < self.num_whole {
-            return (item, Part::WHOLE);
-        }
-        let room = item - self.num_whole;
-        // SAFETY: a mask has parts.
-        let (cut, idx) = unsafe { div_rem(room, self.num_parts) };
-        (self.num_whole + cut, Part { idx, num: self.num_parts, room })
-    }
-
-    /// # Safety
-    /// The block has the layout's shared memory.
-    #[inline(always)]
-    unsafe fn store(&self) {
-        // SAFETY: the layout has the words.
-        unsafe {
-            Shared::<[u32; 4]>::at(layout::SHARES)
-                .store(0, [self.num_masks, self.num_whole, self.num_parts, self.num_items]);
-        }
-    }
-
-    /// # Safety
-    /// They were stored, and a barrier was passed.
-    #[inline(always)]
-    unsafe fn load() -> Self {
-        // SAFETY: the layout has the words.
-        let [num_masks, num_whole, num_parts, num_items] = unsafe { Shared::<[u32; 4]>::at(layout::SHARES).load(0) };
-        Self { num_masks, num_whole, num_parts, num_items }
-    }
+/// How a mask ended.
+enum Outcome {
+    /// Made; so many masks were taken before the block's next one, if it took one.
+    Taken(u32),
+    /// A part had no room for its transitions: nothing was made.
+    NoRoom,
 }
 
 /// Readies the counters of a mask. Callers: the block's first warp, or all of it. A barrier is owed.
@@ -217,142 +177,178 @@ unsafe fn prepare<const IN_SHARED: bool>(params: Params, image: u32, prepared: u
     }
 }
 
-/// Makes a part of a mask; the block that makes the last part encodes the mask.
+/// Makes a mask, or the block's part of it; `takes` another one for the block.
 ///
-/// Callers: every thread of the block, after a barrier behind [`reset`] and [`prepare`]. Ends with both done and a barrier passed.
+/// Callers: every thread of the block, after a barrier behind [`reset`] and [`prepare`]; of the cluster, if it shares the mask.
+/// Ends with both done and a barrier passed.
 ///
 /// # Safety
-/// As [`masks_rle`]; the part is the block's own.
+/// As [`masks_rle`]; the mask is the block's own, or the cluster's.
 #[track_caller]
 #[inline(always)]
-unsafe fn mask<const IN_SHARED: bool>(mut mask: Mask<IN_SHARED>) {
-    let (params, image, tid) = (mask.params, mask.image, thread::thread_idx_x());
-    // SAFETY: image, slot and part are of this launch; shared memory is used inside its layout; barriers separate the
-    // phases; a part hands over no more than its room.
+unsafe fn mask<const IN_SHARED: bool>(
+    mask: Mask<IN_SHARED>,
+    item: Item,
+    [left, right]: [f32; 2],
+    takes: bool,
+) -> Outcome {
+    let (params, num_parts, tid) = (mask.params, mask.num_parts, thread::thread_idx_x());
+    let rank = if num_parts > 1 { cluster::block_rank() } else { 0 };
+    // SAFETY: image and slot are of this launch; shared memory is used inside its layout; barriers separate the phases.
     unsafe {
-        let mut encoder = Encoder::new(params, image, mask.slot);
-        let mut nonfinite = 0;
-        let (mut is_redone, mut is_finished) = (false, true);
-        loop {
-            let args = &masks::args(params);
-            let kept = masks::load_row(args, masks::row_idx(args, image, mask.slot));
-            mask.load();
-            masks::keep_row(kept);
-            thread::sync_threads();
-            let handed = mask.transitions(&mut encoder);
-            let Part { idx, num, room } = mask.part;
-            // The first warp alone, which readies the counters for the next mask. A part that is done anew was counted before.
-            if warp::warp_id() == 0 && !is_redone {
-                nonfinite = mask.nonfinite();
-            }
-            if num == 1 {
-                break;
-            }
-
-            // The part is done. Its box is for the block that finishes the mask.
-            let args = &masks::args(params);
-            let row = masks::row_idx(args, image, mask.slot);
-            let lens = Global::<u32>::from_address(args.part_lens_at);
-            if tid == 0 {
-                masks::add_stats(args, row, &Stats::of_shared());
-                masks::add_nonfinite(args, image, nonfinite);
-                lens.store(room as usize, handed);
-            }
-            nonfinite = 0;
-            if !masks::is_last_part(args, row, num) {
-                is_finished = false;
-                break;
-            }
-            let first = room - idx;
-            let len = if tid < num { lens.load((first + tid) as usize) } else { 0 };
-            if thread::sync_threads_or(len > args.part_capacity) {
-                // A part has no room for its transitions: the whole mask once more, in one.
-                mask.part = Part::WHOLE;
-                is_redone = true;
-                reset();
-                thread::sync_threads();
-                continue;
-            }
-            let starts = Shared::<u32>::at(layout::PART_STARTS);
-            if tid < 32 {
-                let before = warp_inclusive_add(len) - len;
-                if tid <= num {
-                    starts.store(tid, before);
-                }
-                if tid == 0 {
-                    masks::load_stats(args, row).store_box_to_shared();
-                }
-            }
-            thread::sync_threads();
-            // The last run ends with the mask.
-            let total = starts.load(num) + 1;
-            let mut start = 0;
-            while start < total {
-                let len = (total - start).min(args.rle.window);
-                let is_end = start + len == total;
-                gather(args, room_of(args, first), num, start, len - is_end as u32);
-                if is_end && tid == 0 {
-                    let record = masks::kept_record();
-                    Scratch::new(args).transitions.store(3 + len - 1, record.width * record.height);
-                }
-                thread::sync_threads();
-                encoder.encode(len, is_end);
-                start += len;
-            }
-            break;
+        let args = &masks::args(params);
+        let kept = masks::load_row(args, masks::row_idx(args, item.image, item.slot));
+        // On its way until it is stored.
+        let taken = if takes && tid == 0 { masks::take_mask(args) } else { 0 };
+        let part = columns_of_part(&masks::kept_record(), left, right, rank, num_parts);
+        if tid == 0 {
+            item.store();
+            keep_part(part);
         }
-        if is_finished && warp::warp_id() == 0 {
-            let args = &masks::args(params);
-            let row = masks::row_idx(args, image, mask.slot);
-            let lens = [encoder.offset(args), encoder.len(args), encoder.num_counts];
-            masks::warp_finish_mask(args, image, row, &Stats::of_shared(), lens, nonfinite, Shares::load().num_masks);
+        thread::sync_threads();
+        mask.load(part);
+        masks::keep_row(kept);
+        let mut encoder = Encoder::new(params);
+        encoder.begin(0, [0; 3]);
+        thread::sync_threads();
+        let num = mask.transitions(&mut encoder);
+
+        // Of the first warp, which readies the counters for the next mask.
+        let mut nonfinite = if warp::warp_id() == 0 { mask.nonfinite() } else { 0 };
+        let (mut has_room, mut num_counts) = (true, encoder.num_counts);
+        if num_parts > 1 {
+            hand_over(params, num, nonfinite, num_parts);
+            cluster::sync_cluster();
+            let handed = Handed::load(rank, num_parts);
+            (has_room, num_counts) = (handed.has_room, handed.total);
+            if has_room {
+                if warp::warp_id() == 0 {
+                    nonfinite = warp_sum_parts(num_parts);
+                }
+                encoder.begin(handed.before, handed.last);
+                thread::sync_threads();
+                encoder.encode(num, rank + 1 == num_parts, num_parts);
+            } else {
+                // Nobody ends before all have looked.
+                cluster::sync_cluster();
+            }
+        }
+        if has_room && warp::warp_id() == 0 {
+            let (args, item) = (&masks::args(params), Item::load());
+            let mut stats = Stats::of_shared();
+            let mut len = encoder.len(args);
+            if num_parts > 1 {
+                let [num_chars, area] = Encoder::handed(num_parts);
+                stats.area = area;
+                len = if args.flags & FLAG_RLE_STRING != 0 { num_chars } else { num_counts };
+            }
+            if rank == 0 {
+                let row = masks::row_idx(args, item.image, item.slot);
+                let lens = [Encoder::offset(args, item.slot), len, num_counts];
+                masks::warp_write_row(args, item.image, row, &stats, lens, nonfinite);
+            }
+            let num_blocks = cluster::num_blocks();
+            masks::warp_count_done(args, if num_parts > 1 { 1 } else { num_blocks }, num_blocks, item.num_masks);
+        }
+        let next = Shared::<u32>::at(layout::NEXT);
+        if tid == 0 {
+            next.store(0, taken);
         }
         reset();
         thread::sync_threads();
+        if has_room { Outcome::Taken(next.load(0)) } else { Outcome::NoRoom }
     }
 }
 
-/// Fetches `len` transitions from number `start` on from the rooms of a mask's parts to the window.
+/// Tells the cluster's blocks what they need of the block's part of a mask: `num` transitions, the last three, the box, and cells
+/// that are not finite.
+///
+/// Callers: every thread of the block, after a barrier behind the part's transitions. A cluster's barrier is owed.
 ///
 /// # Safety
-/// `rooms` are the rooms of the mask's parts, whose transitions they hold, and shared memory has where each begins.
+/// The blocks have the layout's shared memory.
 #[inline(always)]
-unsafe fn gather(args: &MaskArgs, rooms: Global<u32>, num_parts: u32, start: u32, len: u32) {
-    // SAFETY: the layout has the words.
-    let starts = unsafe { Shared::<u32>::at(layout::PART_STARTS) };
-    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    // Where the transition number `start + i` lies; behind the last it is the last.
-    let at = |i: u32| {
-        let idx = start + i.min(len - 1);
-        // The last part that begins at or before it.
-        let (mut k, mut step) = (0, layout::MAX_PARTS / 2);
-        while step > 0 {
-            // SAFETY: a word for each part.
-            if k + step < num_parts && unsafe { starts.load(k + step) } <= idx {
-                k += step;
-            }
-            step /= 2;
+unsafe fn hand_over(params: Params, num: u32, nonfinite: u32, num_parts: u32) {
+    let (tid, rank) = (thread::thread_idx_x(), cluster::block_rank());
+    // SAFETY: a thread for each block; each block has its own words; the transitions lie in the window.
+    unsafe {
+        if tid < num_parts {
+            let window = Scratch::window(&masks::args(params), 0);
+            let last = |back: u32| if num != NO_ROOM && back <= num { window.load(num - back) } else { 0 };
+            Shared::<[u32; 4]>::at(layout::HANDED).store_remote(tid, rank, [num, last(1), last(2), last(3)]);
+            Shared::<[u32; 4]>::at(layout::HANDED_BOXES).store_remote(tid, rank, Stats::of_shared().tight);
+            Shared::<u32>::at(layout::HANDED_NONFINITE).store_remote(tid, rank, nonfinite);
         }
-        // SAFETY: as above.
-        (k * args.part_capacity + idx - unsafe { starts.load(k) }) as usize
-    };
-    let mut i = tid;
-    while i < len {
-        // SAFETY: the caller vouches for the rooms; the window has room.
-        unsafe {
-            // Four at a time: their loads do not wait for each other.
-            let load = |j: u32| rooms.load_volatile(at(i + j * block));
-            let (t0, t1, t2, t3) = (load(0), load(1), load(2), load(3));
-            let store = |j: u32, transition: u32| {
-                if i + j * block < len {
-                    Scratch::new(args).transitions.store(3 + i + j * block, transition);
-                }
-            };
-            store(0, t0);
-            store(1, t1);
-            store(2, t2);
-            store(3, t3);
-        }
-        i += 4 * block;
     }
+}
+
+/// What the transitions of all parts come to.
+struct Handed {
+    /// Transitions of the parts before this one.
+    before: u32,
+    /// Transitions of all parts.
+    total: u32,
+    /// The last three before this part, the last one last; 0 where there is none.
+    last: [u32; 3],
+    /// All parts have room.
+    has_room: bool,
+}
+
+impl Handed {
+    /// # Safety
+    /// The blocks have handed over, and the cluster has passed a barrier.
+    #[inline(always)]
+    unsafe fn load(rank: u32, num_parts: u32) -> Self {
+        let mut all = Self { before: 0, total: 0, last: [0; 3], has_room: true };
+        let mut part = 0;
+        while part < num_parts {
+            // SAFETY: four words a block.
+            let [num, t1, t2, t3] = unsafe { Shared::<[u32; 4]>::at(layout::HANDED).load(part) };
+            all.has_room &= num != NO_ROOM;
+            all.total = all.total.wrapping_add(num);
+            if part < rank {
+                all.before = all.before.wrapping_add(num);
+                let [_, second, last] = all.last;
+                all.last = match num {
+                    0 => all.last,
+                    1 => [second, last, t1],
+                    2 => [last, t2, t1],
+                    _ => [t3, t2, t1],
+                };
+            }
+            part += 1;
+        }
+        all
+    }
+}
+
+/// Puts the box of all parts into the block's statistics. Returns the cells of all parts that are not finite.
+///
+/// Callers: every lane of the first warp; valid in all lanes. A barrier is owed before the box is read.
+///
+/// # Safety
+/// As [`Handed::load`].
+#[track_caller]
+#[inline(always)]
+unsafe fn warp_sum_parts(num_parts: u32) -> u32 {
+    let lane = warp::lane_id();
+    let (mut tight, mut nonfinite) = (Stats::EMPTY.tight, 0);
+    // SAFETY: words for each block; the statistics were read before the cluster's barrier.
+    unsafe {
+        if lane < num_parts {
+            tight = Shared::<[u32; 4]>::at(layout::HANDED_BOXES).load(lane);
+            nonfinite = Shared::<u32>::at(layout::HANDED_NONFINITE).load(lane);
+        }
+        let [left, top, right, bottom] = tight;
+        let tight = [
+            warp::warp_reduce_min(FULL_MASK, left),
+            warp::warp_reduce_min(FULL_MASK, top),
+            warp::warp_reduce_max(FULL_MASK, right),
+            warp::warp_reduce_max(FULL_MASK, bottom),
+        ];
+        if lane == 0 {
+            Stats { area: 0, tight }.store_box_to_shared();
+        }
+    }
+    warp::warp_reduce_add(FULL_MASK, nonfinite)
 }

@@ -29,7 +29,7 @@ use rfdetr_post_core::packed::{
 use crate::{
     boxes,
     inputs::{load_element, load_record},
-    scan::{div_ceil, div_rem, warp_inclusive_add},
+    scan::{div_ceil, warp_inclusive_add},
     score,
     simt::{
         fence,
@@ -73,6 +73,7 @@ struct Candidates {
     first: usize,
     num_pairs: u32,
     num_classes: u32,
+    classes_inverse: u32,
     uses_torch: bool,
     /// Logits can be loaded four at a time.
     is_vector: bool,
@@ -98,6 +99,13 @@ impl Candidates {
         if is_hit { rank_key(score::portable_sigmoid(logit), k) } else { 0 }
     }
 
+    /// Query and class of a pair: the quotient is exact (see [`SelectArgs::classes_inverse`]).
+    #[inline(always)]
+    fn pair(&self, k: u32) -> [u32; 2] {
+        let query_idx = (k as u64 * self.classes_inverse as u64 >> 31) as u32;
+        [query_idx, k - query_idx * self.num_classes]
+    }
+
     /// What is listed of a pair: its key, without [`IS_SURVIVOR`] if it is none; 0 if it is no hit.
     ///
     /// # Safety
@@ -109,10 +117,7 @@ impl Candidates {
             return 0;
         }
         // SAFETY: there are classes, and an entry a column.
-        let [class_id, threshold] = unsafe {
-            let (_, class_idx) = div_rem(k, self.num_classes);
-            Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx)
-        };
+        let [class_id, threshold] = unsafe { Shared::<[u32; 2]>::at(layout::COLUMNS).load(self.pair(k)[1]) };
         // A NaN's key is a NaN, which is above no threshold.
         let is_survivor = class_id as i32 >= 0 && f32::from_bits((key >> 32) as u32) > f32::from_bits(threshold);
         if is_survivor { key } else { key & !IS_SURVIVOR }
@@ -467,6 +472,7 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
             && (args.logits_at + 4 * first as u64).is_multiple_of(16),
         num_pairs,
         num_classes: args.num_classes,
+        classes_inverse: args.classes_inverse,
         uses_torch: args.flags & FLAG_TORCH_SCORE != 0,
         low: if args.flags & FLAG_TORCH_SCORE != 0 { f32::NEG_INFINITY } else { args.min_logit },
         min_logit: args.min_logit,
@@ -545,7 +551,7 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         let mut word = part;
         while word < 4 && is_found && slot < args.max_detections {
             // SAFETY: a survivor's key; slots are distinct, and this one is one of the image's rows (P2).
-            unsafe { write_row(args, params, image, slot, word, key) };
+            unsafe { write_row(args, params, image, slot, word, key, candidates.pair(!(key as u32))) };
             word += num_lanes;
         }
         first += block >> shift;
@@ -568,11 +574,11 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         // SAFETY: the result is the launcher's, and every block of the batch comes here once.
         unsafe { publish_when_last(args, found) };
     } else {
-        let queries = Global::<u32>::from_address(args.queries_at);
+        let queries = Global::<[u32; 4]>::from_address(args.queries_at);
         let mut slot = found + tid;
         while slot < args.max_detections {
-            // SAFETY: a word a row.
-            unsafe { queries.store((image * args.max_detections + slot) as usize, NO_QUERY) };
+            // SAFETY: four words a row.
+            unsafe { queries.store((image * args.max_detections + slot) as usize, [NO_QUERY, 0, 0, 0]) };
             slot += block;
         }
     }
@@ -757,13 +763,13 @@ unsafe fn radix_select(candidates: &Candidates, num_select: u32, counters: Share
 /// neutral values of the mask kernels' sums.
 ///
 /// # Safety
-/// As [`select`]; `slot` is below `max_detections`, `i` below 4, and `key` a survivor's.
+/// As [`select`]; `slot` is below `max_detections`, `i` below 4, and `key` a survivor's, of `pair`.
 #[inline(always)]
-unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i: u32, key: u64) {
+unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i: u32, key: u64, pair: [u32; 2]) {
     let records_offset = core::mem::offset_of!(SelectArgs, records) as u32;
     // SAFETY: the key's pair is one of this image, and the row is one of its rows.
     unsafe {
-        let (query_idx, class_idx) = div_rem(!(key as u32), args.num_classes);
+        let [query_idx, class_idx] = pair;
         let cxcywh = Shared::<[f32; 4]>::at(layout::BOXES).load(query_idx);
         let [class_id, _] = Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx);
         let is_inline = args.batch as usize <= INLINE_IMAGES;
@@ -781,9 +787,11 @@ unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i:
         let has_masks = args.flags & FLAG_SELECT_ONLY == 0;
         row.store(8 + word, if has_masks && i < 2 { u32::MAX } else { 0 });
         row.store(12 + word, 0);
-        if has_masks && i == 0 {
-            Global::<u32>::from_address(args.queries_at).store(slot, query_idx);
-            Global::<u32>::from_address(args.counters_at).store(slot, 0);
+        if has_masks {
+            // The query, left, right, nothing.
+            let at = pick([1, 3, 2, 0]);
+            let query = Global::<u32>::from_address(args.queries_at);
+            query.store(4 * slot + at as usize, pick([coordinate.to_bits(), 0, coordinate.to_bits(), query_idx]));
         }
     }
 }

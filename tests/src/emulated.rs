@@ -42,8 +42,8 @@ pub struct Shape {
     pub num_tile_words: Option<u32>,
     /// The cells of a mask stay in device memory.
     pub is_large: bool,
-    /// Transitions that a part of a mask can hand over; the plan's if none.
-    pub part_capacity: Option<u32>,
+    /// Clusters of the run-length kernel; 0 for a device without clusters.
+    pub num_clusters: u32,
     /// Rows whose weights have room in shared memory; the plan's if none.
     pub num_weights: Option<u32>,
     /// Room for one run-length mask; the plan's if none.
@@ -68,7 +68,7 @@ impl Shape {
             num_tile_words: [None, None, Some(300), Some(32)][(seed >> 32) as usize % 4],
             is_large: seed >> 56 & 3 == 0,
             num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
-            part_capacity: [None, None, Some(20), Some(0)][(seed >> 48) as usize % 4],
+            num_clusters: 0,
             mask_capacity: None,
             damage: None,
         }
@@ -106,6 +106,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         num_multiprocessors: shape.mask_grid,
         select_threads: shape.select_threads,
         rle_threads: shape.mask_threads,
+        rle_clusters: shape.num_clusters,
         rle_blocks_per_multiprocessor: 1,
         mask_threads: shape.mask_threads,
         mask_blocks_per_multiprocessor: 1,
@@ -120,7 +121,6 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         (plan.mask_kernel, plan.rle.num_cells) = (Some(MaskKernel::RleLarge), 0);
     }
     lower(&mut plan.rle.num_weights, shape.num_weights);
-    lower(&mut plan.part_capacity, shape.part_capacity);
     if metas.is_empty() {
         return Ok(Detections::default());
     }
@@ -170,7 +170,8 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
             MaskKernel::Dense => rfdetr_masks_dense::launch,
             MaskKernel::Grid => rfdetr_masks_grid::launch,
         };
-        launches.push(launch(mask_args, plan.mask_grid, plan.mask_threads, plan.mask_shared_bytes));
+        let launch = launch(mask_args, plan.mask_grid, plan.mask_threads, plan.mask_shared_bytes);
+        launches.push(if shape.num_clusters > 0 { launch } else { launch.without_clusters() });
     }
     let options = Options { pdl: seed & 1 == 0, ..Options::default() };
     device.run(&launches, options).map_err(|fault| Failure::Fault(Box::new(fault)))?;

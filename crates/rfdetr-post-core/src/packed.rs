@@ -234,14 +234,13 @@ pub struct SelectArgs {
     pub boxes_at: u64,
     /// `[num_classes]` class ids (`i32`, -1 where dropped), each with its threshold (`f32`).
     pub columns_at: u64,
-    /// `[batch, max_detections]` words, for the mask kernels: written, the query of each row, [`NO_QUERY`] behind the last.
+    /// `[batch, max_detections]` fours of words, for the mask kernels: written, the query of each row, [`NO_QUERY`] behind the
+    /// last, then left and right of its box (`f32`).
     pub queries_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
     pub headers_at: u64,
     /// `[batch, max_detections]` [`DetectionRow`]: written.
     pub rows_at: u64,
-    /// `[batch, max_detections]` words: zeroed for the mask kernels.
-    pub counters_at: u64,
     /// Axis tables: written.
     pub axes_at: u64,
     /// One word, zero between launches: finished blocks, and in the bits from [`DONE_SHIFT`] on the detections.
@@ -276,8 +275,10 @@ pub struct SelectArgs {
     pub axes: AxesLayout,
     /// Number of the request.
     pub sequence: u32,
+    /// 2^31 / C, rounded up: the class count's reciprocal, by which an index of a pair is divided.
+    pub classes_inverse: u32,
     /// Unused.
-    pub reserved: [u32; 4],
+    pub reserved: u32,
     /// The records of small batches.
     pub records: [ImageRecord; INLINE_IMAGES],
 }
@@ -297,8 +298,10 @@ pub struct AxesLayout {
 }
 
 const _: () = {
-    assert!(size_of::<SelectArgs>() == 88 + 18 * 4 + INLINE_IMAGES * 112);
-    assert!(core::mem::offset_of!(SelectArgs, records) == 160);
+    assert!(size_of::<SelectArgs>() == 80 + 16 * 4 + INLINE_IMAGES * 112);
+    assert!(core::mem::offset_of!(SelectArgs, records) == 144);
+    // What dividing by multiplication needs: an error below C in the reciprocal, times an index.
+    assert!(MAX_QUERIES as u64 * MAX_CLASSES as u64 * MAX_CLASSES as u64 <= 1 << 31);
 };
 
 /// Arguments of the mask kernels. Fields that end in `_at` are device addresses.
@@ -312,18 +315,13 @@ pub struct MaskArgs {
     pub headers_at: u64,
     /// `[batch, max_detections]` [`DetectionRow`] of the selection.
     pub rows_at: u64,
-    /// `[batch, max_detections]` words of the selection: the query of each row, [`NO_QUERY`] behind the last.
+    /// `[batch, max_detections]` fours of words of the selection: the query of each row, [`NO_QUERY`] behind the last, then left
+    /// and right of its box (`f32`).
     pub queries_at: u64,
-    /// `[batch, max_detections]` words, zeroed by the selection: counts finished parts of a mask.
-    pub counters_at: u64,
     /// Axis tables of the selection.
     pub axes_at: u64,
-    /// One word, zero between launches: counts finished masks.
+    /// Two words, zero between launches: finished masks, and masks that were taken.
     pub done_at: u64,
-    /// `[grid]` words: transitions of each part of a mask.
-    pub part_lens_at: u64,
-    /// `[grid, part_capacity]` words: transitions of each part of a mask.
-    pub parts_at: u64,
     /// [`ResultHeader`]: written, its `sequence` last.
     pub result_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
@@ -352,23 +350,19 @@ pub struct MaskArgs {
     pub flags: u32,
     /// Elements of one run-length mask: bytes (a multiple of 16) or counts.
     pub mask_capacity: u32,
-    /// Transitions that one part of a mask can hand over.
-    pub part_capacity: u32,
     /// Layout of the axis tables.
     pub axes: AxesLayout,
     /// Number of the request.
     pub sequence: u32,
     /// Shared memory of `rfdetr_masks_rle` and `rfdetr_masks_rle_large`.
     pub rle: RleLayout,
-    /// Unused.
-    pub reserved: u32,
     /// The records of small batches.
     pub records: [ImageRecord; INLINE_IMAGES],
 }
 
 const _: () = {
-    assert!(size_of::<MaskArgs>() == 120 + 26 * 4 + INLINE_IMAGES * 112);
-    assert!(core::mem::offset_of!(MaskArgs, records) == 224);
+    assert!(size_of::<MaskArgs>() == 96 + 24 * 4 + INLINE_IMAGES * 112);
+    assert!(core::mem::offset_of!(MaskArgs, records) == 192);
 };
 
 /// The part of the shared memory of `rfdetr_masks_rle` that depends on the plan: where each array begins, in bytes from the
@@ -458,16 +452,26 @@ pub mod shared {
         pub const ODD: u32 = (PREFIX + 4 * (MAX_BATCH + 1)).next_multiple_of(16);
         /// The image's record, and the first half of the mask's row.
         pub const RECORD: u32 = (ODD + 4 * ODD_WORDS).next_multiple_of(16);
-        /// Run lengths: a mask is cut into at most this many parts, each a block's.
-        pub const MAX_PARTS: u32 = 16;
         /// Run lengths: four words of what follows from the image's geometry.
         pub const FACTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 32;
-        /// Run lengths: four words of how the masks are shared out.
-        pub const SHARES: u32 = FACTS + 16;
-        /// Run lengths: transitions before each part, and those of all.
-        pub const PART_STARTS: u32 = SHARES + 16;
+        /// Run lengths: blocks of a cluster, on devices that have them: they share a mask.
+        pub const RLE_CLUSTER: u32 = 4;
+        /// Run lengths: four words: image, slot and query of the mask, and the number of masks.
+        pub const ITEM: u32 = FACTS + 16;
+        /// Run lengths: two words: start and end of the block's columns.
+        pub const PART: u32 = ITEM + 16;
+        /// Run lengths: a word: how many masks were taken before the block's next one.
+        pub const NEXT: u32 = PART + 8;
+        /// Run lengths: fours of words, one a block of the cluster: its number of transitions, and the last three.
+        pub const HANDED: u32 = PART + 16;
+        /// Run lengths: fours of words, one a block of the cluster: the box of its part.
+        pub const HANDED_BOXES: u32 = HANDED + 16 * RLE_CLUSTER;
+        /// Run lengths: pairs of words, one a block of the cluster: characters and area of its part.
+        pub const HANDED_TEXTS: u32 = HANDED_BOXES + 16 * RLE_CLUSTER;
+        /// Run lengths: words, one a block of the cluster: cells that are not finite.
+        pub const HANDED_NONFINITE: u32 = HANDED_TEXTS + 8 * RLE_CLUSTER;
         /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
-        pub const TILE_COUNTS: u32 = PART_STARTS + 4 * (MAX_PARTS + 1);
+        pub const TILE_COUNTS: u32 = HANDED_NONFINITE + 4 * RLE_CLUSTER;
         /// Run lengths: states before each tile's columns.
         pub const TILE_CARRIES: u32 = TILE_COUNTS + 4 * MAX_TILES;
         /// Run lengths: size of the part that is the same in every plan.

@@ -6,9 +6,8 @@
 //! - P1: every request run under the plan fits its batch, model shape and image size ([`Plan::check`]).
 //! - P2: the rows of an image are `max_detections`, and the selection writes no more.
 //! - P3: `work_bytes` and `result_bytes` end behind the last section of their layouts; sections are 256-byte aligned.
-//! - P4: a grid of `mask_grid` blocks makes at most `mask_grid` parts of masks, each block one, so each part has a room;
-//!   the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and a tile of the tallest window whose signs
-//!   have room has room, too.
+//! - P4: the arrays of [`RleLayout`] lie behind each other, end at `mask_shared_bytes`, and a tile of the tallest window whose
+//!   signs have room has room, too; where the run-length kernel has clusters, its grid is a whole number of them.
 //! - P5: the shared memory of every kernel is at most `limits.max_shared_bytes`, of which it needs 64 KiB at least.
 
 use alloc::vec::Vec;
@@ -47,14 +46,12 @@ pub struct PlanSpec {
 
 /// Shared memory that every supported device has for a block.
 pub const MIN_SHARED_BYTES: u32 = 64 << 10;
-/// Transitions that a part of a mask hands over; a mask of which one has more is made by one block.
-const PART_CAPACITY: u32 = 4096;
 /// Threads that a large device's multiprocessor has at a time.
 const THREADS_PER_MULTIPROCESSOR: u32 = 2048;
 /// Transitions that the run-length kernel encodes at a time: at least, and where there is room.
 const WINDOWS: [u32; 4] = [1024, 2048, 4096, 8192];
-/// Tiles of columns that the run-length kernel should have room for at a time.
-const WANTED_TILES: u32 = 24;
+/// Tiles of columns that the run-length kernel should have room for at a time before the window becomes larger.
+const WANTED_TILES: [u32; 3] = [16, 24, 24];
 /// Rows whose weights may lie in shared memory.
 const MAX_SHARED_ROWS: u32 = 4096;
 
@@ -67,8 +64,11 @@ pub struct DeviceLimits {
     pub select_threads: u32,
     /// Threads of the run-length kernel on a multiprocessor, a multiple of 32; 512 at most are taken. Its blocks share them.
     pub rle_threads: u32,
-    /// Blocks of the run-length kernel a multiprocessor, at most: as many as there is room for at a time, because few masks are
-    /// cut into as many parts as there are blocks. Fewer where a mask's cells need the shared memory of several.
+    /// Clusters of the run-length kernel, of [`shared::RLE_CLUSTER`] blocks each: as many as run at a time. 0: each block makes
+    /// whole masks, as the kernels do that know no clusters; to the launcher it means that it asks the device.
+    pub rle_clusters: u32,
+    /// Blocks of the run-length kernel a multiprocessor, at most, where there are no clusters; fewer where a mask's cells need the
+    /// shared memory of several.
     pub rle_blocks_per_multiprocessor: u32,
     /// Threads of a block of the other mask kernels, a multiple of 32; 384 at most are taken, 128 by the dense kernel.
     pub mask_threads: u32,
@@ -85,6 +85,7 @@ impl DeviceLimits {
             num_multiprocessors,
             select_threads: 1024,
             rle_threads: 512,
+            rle_clusters: 0,
             rle_blocks_per_multiprocessor: 1,
             mask_threads: 128,
             mask_blocks_per_multiprocessor: 7,
@@ -125,7 +126,7 @@ pub const SELECT_KERNEL: &str = "rfdetr_select";
 /// Offsets of the device-only buffer's sections, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct WorkLayout {
-    /// Finished-blocks and finished-masks counters; must be zero before the first launch.
+    /// Counters of finished blocks, of finished masks and of masks that were taken; must be zero before the first launch.
     pub done: u64,
     /// `[C]` pairs of class id and threshold ([`Plan::column_bytes`]): uploaded once.
     pub columns: u64,
@@ -135,16 +136,10 @@ pub struct WorkLayout {
     pub headers: u64,
     /// `[max_batch, max_detections]` [`DetectionRow`].
     pub rows: u64,
-    /// `[max_batch, max_detections]` words.
+    /// `[max_batch, max_detections]` fours of words.
     pub queries: u64,
-    /// `[max_batch, max_detections]` words.
-    pub counters: u64,
     /// Axis tables.
     pub axes: u64,
-    /// `[mask_grid]` words.
-    pub part_lens: u64,
-    /// `[mask_grid, part_capacity]` words.
-    pub parts: u64,
     /// Size of the buffer.
     pub bytes: u64,
 }
@@ -184,8 +179,6 @@ pub struct Plan {
     pub mask_shared_bytes: u32,
     /// Elements of one run-length mask.
     pub mask_capacity: u32,
-    /// Transitions that one part of a mask can hand over.
-    pub part_capacity: u32,
     /// Bytes of the dense, bit-packed or grid masks of one image.
     pub payload_image_bytes: u64,
     /// Bytes of the dense, bit-packed or grid masks of the batch; they stay on the device.
@@ -255,7 +248,12 @@ impl Plan {
         };
         // No more than a multiprocessor's threads: blocks that wait for others to end would find no work.
         let fitting = (THREADS_PER_MULTIPROCESSOR / mask_threads.max(1)).max(1);
-        let mask_grid = limits.num_multiprocessors.max(1) * blocks.clamp(1, fitting);
+        let is_rle = matches!(mask_kernel, Some(MaskKernel::Rle | MaskKernel::RleLarge));
+        let mask_grid = if is_rle && limits.rle_clusters > 0 {
+            limits.rle_clusters * shared::RLE_CLUSTER
+        } else {
+            limits.num_multiprocessors.max(1) * blocks.clamp(1, fitting)
+        };
         let (max_w, max_h) = (spec.max_image.width, spec.max_image.height);
 
         let default_capacity = 16 * max_w.max(64);
@@ -270,8 +268,6 @@ impl Plan {
             }
             _ => 0,
         };
-        let is_rle = matches!(mask_kernel, Some(MaskKernel::Rle | MaskKernel::RleLarge));
-        let part_capacity = if is_rle { PART_CAPACITY } else { 0 };
         let rle = rle.layout;
         let mask_shared_bytes = match mask_kernel {
             Some(MaskKernel::Rle | MaskKernel::RleLarge) => rle.tiles_offset + 4 * rle.num_tile_words,
@@ -308,11 +304,8 @@ impl Plan {
             records: section(batch * size_of::<ImageRecord>() as u64),
             headers: section(batch * size_of::<ImageHeader>() as u64),
             rows: section(rows_bytes * size_of::<DetectionRow>() as u64),
-            queries: section(rows_bytes * 4),
-            counters: section(rows_bytes * 4),
+            queries: section(rows_bytes * 16),
             axes: section(batch * u64::from(axes.image_stride) * 16),
-            part_lens: section(if part_capacity > 0 { u64::from(mask_grid) * 4 } else { 0 }),
-            parts: section(u64::from(mask_grid) * u64::from(part_capacity) * 4),
             bytes: 0,
         };
         let work = WorkLayout { bytes: end, ..work };
@@ -347,7 +340,6 @@ impl Plan {
             mask_threads,
             mask_shared_bytes,
             mask_capacity,
-            part_capacity,
             payload_image_bytes,
             payload_bytes,
             axes,
@@ -434,7 +426,6 @@ impl Plan {
             queries_at: work(self.work.queries),
             headers_at,
             rows_at,
-            counters_at: work(self.work.counters),
             axes_at: work(self.work.axes),
             done_at: work(self.work.done),
             result_at: result(0),
@@ -452,7 +443,8 @@ impl Plan {
             axis_blocks: self.axis_blocks(),
             axes: self.axes,
             sequence,
-            reserved: [0; 4],
+            classes_inverse: (1u32 << 31).div_ceil(self.spec.shape.num_classes.max(1) as u32),
+            reserved: 0,
             records: inline,
         };
         let masks = MaskArgs {
@@ -460,11 +452,8 @@ impl Plan {
             headers_at,
             rows_at,
             queries_at: work(self.work.queries),
-            counters_at: work(self.work.counters),
             axes_at: work(self.work.axes),
             done_at: work(self.work.done) + 4,
-            part_lens_at: work(self.work.part_lens),
-            parts_at: work(self.work.parts),
             result_at: result(0),
             result_headers_at: result(self.result.headers),
             result_rows_at: result(self.result.rows),
@@ -483,11 +472,9 @@ impl Plan {
             max_detections: self.max_detections,
             flags: self.flags,
             mask_capacity: self.mask_capacity,
-            part_capacity: self.part_capacity,
             axes: self.axes,
             sequence,
             rle: self.rle,
-            reserved: 0,
             records: inline,
         };
         (select, masks)
@@ -533,7 +520,7 @@ struct RlePlan {
 fn rle_layout(mask_h: u32, mask_w: u32, max_image: Size, limits: &DeviceLimits) -> RlePlan {
     // A multiprocessor has 1 KiB more than a block can have, and takes 1 KiB of it for each block.
     let all = limits.max_shared_bytes.max(MIN_SHARED_BYTES) + 1024;
-    let mut blocks = limits.rle_blocks_per_multiprocessor.max(1);
+    let mut blocks = if limits.rle_clusters > 0 { 1 } else { limits.rle_blocks_per_multiprocessor.max(1) };
     loop {
         let budget = (all / blocks - 1024) & !15;
         let layout = rle_layout_within(mask_h, mask_w, max_image, budget);
@@ -569,11 +556,11 @@ fn rle_layout_within(mask_h: u32, mask_w: u32, max_image: Size, budget: u32) -> 
     let num_weights = if take(2 * num_rows) { num_rows } else { 0 };
     let max_tiles = max_image.width.div_ceil(shared::TILE).clamp(1, shared::MAX_TILES);
     let mut num_tiles = 1;
-    while num_tiles < max_tiles.min(WANTED_TILES) && take(tile_words) {
-        num_tiles += 1;
-    }
     let mut window = WINDOWS[0];
-    for larger in &WINDOWS[1..] {
+    for (larger, wanted_tiles) in WINDOWS[1..].iter().zip(WANTED_TILES) {
+        while num_tiles < max_tiles.min(wanted_tiles) && take(tile_words) {
+            num_tiles += 1;
+        }
         if take(window_words(*larger) - window_words(window)) {
             window = *larger;
         }

@@ -286,6 +286,42 @@ impl Module {
     }
 }
 
+/// Clusters of `cluster_blocks` blocks that run at a time, each block with so many threads and so much shared memory; the function
+/// may use that much.
+pub(crate) fn max_active_clusters(
+    context: &Context,
+    function: sys::CUfunction,
+    cluster_blocks: u32,
+    block: u32,
+    shared_bytes: u32,
+) -> Result<u32> {
+    let mut attribute = MaybeUninit::<sys::CUlaunchAttribute>::zeroed();
+    let attribute = attribute.as_mut_ptr();
+    // SAFETY: an attribute is plain data; zeros are a valid one, and the fields set belong together.
+    unsafe {
+        (*attribute).id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        (*attribute).value.clusterDim.x = cluster_blocks;
+        (*attribute).value.clusterDim.y = 1;
+        (*attribute).value.clusterDim.z = 1;
+    }
+    let config = sys::CUlaunchConfig {
+        gridDimX: cluster_blocks,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared_bytes,
+        hStream: ptr::null_mut(),
+        attrs: attribute,
+        numAttrs: 1,
+    };
+    let mut count = 0;
+    // SAFETY: the function's module is loaded; nothing is launched.
+    context.with(|| unsafe { cu!(cuOccupancyMaxActiveClusters(&mut count, function, &config)) })?;
+    Ok(count.max(0) as u32)
+}
+
 impl Drop for Module {
     fn drop(&mut self) {
         // SAFETY: nothing of the module runs any more: slots wait for their work before they drop it.

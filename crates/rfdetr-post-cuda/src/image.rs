@@ -61,6 +61,12 @@ impl KernelImage {
         made_for >= (9, 0)
     }
 
+    /// Whether the blocks of the run-length kernels form clusters.
+    pub(crate) fn has_clusters(self) -> bool {
+        let (Self::Cubin(made_for) | Self::Ptx(made_for)) = self;
+        made_for >= (9, 0)
+    }
+
     /// The kernels themselves.
     pub(crate) fn code(self) -> Option<Code> {
         match self {
@@ -135,6 +141,8 @@ pub(crate) fn load<T>(
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use rfdetr_post_core::packed::shared;
 
     use super::*;
 
@@ -245,6 +253,20 @@ mod tests {
             let (_, ptx) = KernelImage::candidates(KernelChoice::Auto, made_for);
             let waits = ptx.waits_for_launch_before();
             assert_eq!(KernelImage::Cubin(made_for).waits_for_launch_before(), waits, "{made_for:?}");
+        }
+    }
+
+    /// A grid is a whole number of clusters only where there are clusters.
+    #[test]
+    fn clusters_are_those_of_the_kernels() {
+        for (made_for, text) in PTX {
+            let directive = format!(".reqnctapercluster {}, 1, 1", shared::masks::RLE_CLUSTER);
+            let has_clusters = KernelImage::Ptx(made_for).has_clusters();
+            assert_eq!(text.matches(&directive).count(), if has_clusters { 2 } else { 0 }, "{made_for:?}");
+        }
+        for (made_for, _) in CUBINS {
+            let (_, ptx) = KernelImage::candidates(KernelChoice::Auto, made_for);
+            assert_eq!(KernelImage::Cubin(made_for).has_clusters(), ptx.has_clusters(), "{made_for:?}");
         }
     }
 

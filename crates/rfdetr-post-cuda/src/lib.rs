@@ -54,14 +54,14 @@ use std::{
 use cudarc::driver::sys;
 use rfdetr_post_core::{
     DType, Detections, ImageMeta, MaskFormat, Size, Tensor, TensorData, Tensors,
-    packed::{DetectionRow, ImageHeader, ResultHeader},
-    plan::{DeviceInputs, DeviceLimits, Plan, PlanSpec, SELECT_KERNEL},
+    packed::{DetectionRow, ImageHeader, ResultHeader, shared::masks as shared},
+    plan::{DeviceInputs, DeviceLimits, MaskKernel, Plan, PlanSpec, SELECT_KERNEL},
     request::Request,
     unpack::PackedResult,
 };
 
 use crate::{
-    driver::{Context, DeviceBuffer, Module, OwnStream},
+    driver::{Context, DeviceBuffer, Module, OwnStream, max_active_clusters},
     slot::{Functions, Slot},
 };
 /// The crate whose managed tensors [`DeviceTensor::from_dlpack`] takes.
@@ -270,7 +270,17 @@ impl CudaPostprocessor {
         if config.slots == 0 {
             return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
         }
-        let limits = config.limits.unwrap_or(info.limits());
+        let mut limits = config.limits.unwrap_or(info.limits());
+        if !kernels.loaded.image.has_clusters() {
+            limits.rle_clusters = 0;
+        } else if limits.rle_clusters == 0 {
+            // How the multiprocessors are grouped is not known otherwise.
+            let shared_bytes = limits.max_shared_bytes.min(info.max_shared_bytes);
+            let function = kernels.module.function(MaskKernel::Rle.name(), info.max_shared_bytes)?;
+            let threads = limits.rle_threads.clamp(32, shared::RLE_MAX_THREADS);
+            let count = max_active_clusters(&context, function, shared::RLE_CLUSTER, threads, shared_bytes)?;
+            limits.rle_clusters = count.max(1);
+        }
         let plan = Plan::new(config.spec.clone(), limits)?;
         let functions = Functions {
             select: kernels.module.function(SELECT_KERNEL, info.max_shared_bytes)?,

@@ -323,6 +323,8 @@ pub trait Element: Copy + 'static {
     #[doc(hidden)]
     unsafe fn load_global(address: u64) -> Self;
     #[doc(hidden)]
+    unsafe fn load_global_early(address: u64) -> Self;
+    #[doc(hidden)]
     unsafe fn load_global_nc(address: u64) -> Self;
     #[doc(hidden)]
     unsafe fn load_global_nc_early(address: u64) -> Self;
@@ -374,6 +376,7 @@ macro_rules! scalar {
             const SIZE: u32 = size_of::<$type>() as u32;
             scalar_load!(load_shared, u32, reg32, "ld.shared", $register, $carrier, $bits);
             scalar_load!(load_global, u64, reg64, "ld.global", $register, $carrier, $bits);
+            scalar_load!(load_global_early, u64, reg64, "ld.global", $register, $carrier, $bits, nostack);
             scalar_load!(load_global_nc, u64, reg64, "ld.global.nc", $register, $carrier, $bits);
             scalar_load!(load_global_nc_early, u64, reg64, "ld.global.nc", $register, $carrier, $bits, nostack);
             scalar_load!(load_param, u64, reg64, "ld.param", $register, $carrier, $bits);
@@ -458,6 +461,7 @@ macro_rules! vector {
             const SIZE: u32 = size_of::<[$type; $count]>() as u32;
             vector_load!(load_shared, u32, reg32, "ld.shared", $type, $count);
             vector_load!(load_global, u64, reg64, "ld.global", $type, $count);
+            vector_load!(load_global_early, u64, reg64, "ld.global", $type, $count, nostack);
             vector_load!(load_global_nc, u64, reg64, "ld.global.nc", $type, $count);
             vector_load!(load_global_nc_early, u64, reg64, "ld.global.nc", $type, $count, nostack);
             vector_load!(load_param, u64, reg64, "ld.param", $type, $count);
@@ -657,6 +661,16 @@ pub mod global {
         pub unsafe fn load(self, idx: usize) -> T {
             // SAFETY: passed on to the caller.
             unsafe { T::load_global(self.element_address(idx)) }
+        }
+
+        /// [`load`](Self::load) that is issued here, not where its value is used first.
+        ///
+        /// # Safety
+        /// As `load`.
+        #[inline(always)]
+        pub unsafe fn load_early(self, idx: usize) -> T {
+            // SAFETY: passed on to the caller.
+            unsafe { T::load_global_early(self.element_address(idx)) }
         }
 
         /// Reads element `idx` past the coherent cache.

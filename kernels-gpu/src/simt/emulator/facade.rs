@@ -341,6 +341,17 @@ pub mod global {
             unsafe { bytes.cast::<T>().read_unaligned() }
         }
 
+        /// [`load`](Self::load) that is issued here, not where its value is used first.
+        ///
+        /// # Safety
+        /// As `load`.
+        #[track_caller]
+        #[inline]
+        pub unsafe fn load_early(self, idx: usize) -> T {
+            // SAFETY: passed on to the caller.
+            unsafe { self.load(idx) }
+        }
+
         /// Reads element `idx` past the coherent cache.
         ///
         /// # Safety

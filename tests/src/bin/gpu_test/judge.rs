@@ -58,6 +58,7 @@ impl How {
         let limits = (random.below(2) == 0).then(|| DeviceLimits {
             num_multiprocessors: random.pick(&[1, 3, 24, num_multiprocessors]),
             select_threads: random.pick(&[1024, 1024, 512, 256, 96, 32]),
+            rle_clusters: random.pick(&[0, 0, 1, 2, 7, 32]),
             rle_blocks_per_multiprocessor: random.pick(&[1, 1, 2, 4]),
             rle_threads: random.pick(&[384, 384, 256, 96, 32]),
             mask_threads: random.pick(&[128, 256, 64, 96, 32]),
