@@ -667,12 +667,22 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             rest &= rest - 1;
             // SAFETY: an island has window rows above and below, and every group has output rows.
             unsafe {
-                let (geometry, cells) = self.mask.plain();
-                let rows = Rows::new(self.mask.params, &geometry.record, Item::load().image);
-                let y = rows.group_start(first_row + bit);
+                let record = masks::kept_record();
+                let rows = Rows::new(self.mask.params, &record, Item::load().image);
+                let r = first_row + bit;
+                let (above, own) = (rows.group_end(r - 1), rows.group_end(r));
+                let y = above & !GROUP_IS_IRREGULAR;
                 let is_positive = word >> bit & 1 != 0;
-                let is_shown = (cells.pixel(&geometry, column, y - 1) > 0.0) == is_positive
-                    || (cells.pixel(&geometry, column, y) > 0.0) == is_positive;
+                let is_shown = if (above | own) & GROUP_IS_IRREGULAR == 0 {
+                    let island = self.cells.stretched(column, r);
+                    let (before, after) = (self.cells.stretched(column, r - 1), self.cells.stretched(column, r + 1));
+                    (rows.blend(y - 1, before, island) > 0.0) == is_positive
+                        || (rows.blend(y, island, after) > 0.0) == is_positive
+                } else {
+                    let (geometry, cells) = self.mask.plain();
+                    (cells.pixel(&geometry, column, y - 1) > 0.0) == is_positive
+                        || (cells.pixel(&geometry, column, y) > 0.0) == is_positive
+                };
                 hidden |= (!is_shown as u32) << bit;
             }
         }
