@@ -99,8 +99,9 @@ pub const NO_ROOM: u32 = u32::MAX;
 
 /// The columns that block `rank` of `num` makes of a mask whose box goes from `left` to `right`: where one block ends the next
 /// begins. The box is shared out evenly, because that is where the mask is; whatever else there is of it counts all the same.
+/// With them the column where the box begins among them.
 #[inline(always)]
-pub fn columns_of_part(record: &ImageRecord, left: f32, right: f32, rank: u32, num: u32) -> Span {
+pub fn columns_of_part(record: &ImageRecord, left: f32, right: f32, rank: u32, num: u32) -> (Span, u32) {
     let (len, offset) = (record.content_w as f32, record.offset_x as f32);
     // NaN becomes 0.
     let inside = |x: f32| if x - offset > 0.0 { (x - offset).min(len) } else { 0.0 };
@@ -111,7 +112,8 @@ pub fn columns_of_part(record: &ImageRecord, left: f32, right: f32, rank: u32, n
         _ if rank == num => record.content_w,
         _ => ((left + rank as f32 * share) as u32).min(record.content_w),
     };
-    Span { start: at(rank), end: at(rank + 1) }
+    let part = Span { start: at(rank), end: at(rank + 1) };
+    (part, part.start.max(left as u32))
 }
 
 /// Whether the last pixel of a column and the first of the next are neighbors in the mask, and both are content.
@@ -177,7 +179,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
         }
     }
 
-    /// Loads cells and signs for the content's columns `part`.
+    /// Loads cells and signs for the content's columns `part`, of which column `hint` is probably the first with foreground.
     ///
     /// Callers: every thread of the block, after a barrier behind [`Signs::reset`] and [`Item::store`]. A barrier is owed.
     ///
@@ -185,12 +187,18 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
     /// The block keeps record, facts, rows and item of the mask's image, and has the shared memory of `args.rle`.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn load(&self, part: Span) {
+    pub unsafe fn load(&self, part: Span, hint: u32) {
         // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
         unsafe {
             let args = &masks::args(self.params);
             let record = masks::kept_record();
             let window_w = record.window_w;
+            // The columns' table entries will be in the cache when they are needed.
+            let x = hint + thread::thread_idx_x();
+            if x < part.end && !is_empty(&record) {
+                let geometry = Geometry::new(args, record, Item::load().image);
+                geometry.column_entry_early(x);
+            }
             // The cells that the part's columns are made of, the column before it included, and those that it counts: where one
             // part's end the next one's begin.
             let axis = Axis::columns(&record, args.flags);
@@ -290,12 +298,19 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                 let batch_x = live.start + TILE * first_tile;
                 let (columns, mut stats) = (self.columns(), Stats::EMPTY);
                 let mut tile = warp::warp_id();
+                // The next tile's entries are on their way meanwhile.
+                let load = |tile: u32| {
+                    if tile < num { columns.load_entry(batch_x + TILE * tile, live.end) } else { [0; 4] }
+                };
+                let mut entry = load(tile);
                 while tile < num {
-                    let (count, carry) = columns.count(tile, batch_x + TILE * tile, live.end, &mut stats);
+                    let next = load(tile + num_warps);
+                    let (count, carry) = columns.count(tile, batch_x + TILE * tile, live.end, entry, &mut stats);
                     if warp::lane_id() == 0 {
                         counts.store(tile, count);
                         carries.store(tile, carry);
                     }
+                    entry = next;
                     tile += num_warps;
                 }
                 stats.add_to_shared();
@@ -450,6 +465,28 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
         tile * self.facts.tile_words + if self.facts.is_fast() { TILE_ENTRY_WORDS } else { 0 } + warp::lane_id()
     }
 
+    /// The column of this lane in a tile that begins with column `x0`, of which those below `x_end` are looked at: lane 0 has the
+    /// one before, and lanes without a column have the tile's first. Says whether the lane's column is looked at.
+    #[inline(always)]
+    fn column_of_lane(x0: u32, x_end: u32) -> (u32, bool) {
+        let lane = warp::lane_id();
+        let is_looked_at = x0 + lane > 0 && x0 + lane - 1 < x_end;
+        (if is_looked_at { x0 + lane - 1 } else { x0 }, is_looked_at)
+    }
+
+    /// The table entry of this lane's column; zeros where entries are not used.
+    ///
+    /// # Safety
+    /// `x0` is below `x_end`, and that is inside the content.
+    #[inline(always)]
+    unsafe fn load_entry(&self, x0: u32, x_end: u32) -> [u32; 4] {
+        if !self.facts.is_fast() {
+            return [0; 4];
+        }
+        // SAFETY: a content column.
+        unsafe { self.mask.plain().0.column_entry_early(Self::column_of_lane(x0, x_end).0) }
+    }
+
     /// Counts the transitions of a tile of columns, and stores where they are. Returns their number with its flags, and each
     /// column's state before its first row as a bit of its lane.
     ///
@@ -458,21 +495,19 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
     /// Callers: every lane of a warp.
     ///
     /// # Safety
-    /// The tile has room; `x0` is below `x_end`.
+    /// The tile has room; `x0` is below `x_end`; `entry` is what [`load_entry`](Self::load_entry) gave.
     #[track_caller]
     #[inline(always)]
-    unsafe fn count(&self, tile: u32, x0: u32, x_end: u32, stats: &mut Stats) -> (u32, u32) {
+    unsafe fn count(&self, tile: u32, x0: u32, x_end: u32, entry: [u32; 4], stats: &mut Stats) -> (u32, u32) {
         let lane = warp::lane_id();
-        let is_looked_at = x0 + lane > 0 && x0 + lane - 1 < x_end;
+        let (x, is_looked_at) = Self::column_of_lane(x0, x_end);
         let is_column = is_looked_at && lane > 0;
-        let x = if is_looked_at { x0 + lane - 1 } else { x0 };
         let at = self.column_idx(tile);
         // SAFETY: columns are inside the content, rows inside the window; a lane reads and writes its own words.
         unsafe {
             // The column's changes from background, and its first state.
             let (mut count, mut top, mut is_plain) = (0, 0, true);
             if self.facts.is_fast() {
-                let entry = self.mask.plain().0.column_entry(x);
                 self.entries(tile).store(lane, entry);
                 let column = Taps::new(entry, self.cells.num_columns, self.is_bilinear);
                 let is_odd;
@@ -570,7 +605,7 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
         if left >= 32 { u32::MAX } else { (1 << left) - 1 }
     }
 
-    /// Stores, from word `at + 32` on, where the signs of a column change, as if above it were background, without the changes
+    /// Stores, from word `at + 32` on and in the live words alone, where the signs of a column change, as if above it were background, without the changes
     /// that no output row shows. Returns their number, the first state, and whether the column must be evaluated pixel by pixel:
     /// then the rest means nothing.
     ///
@@ -583,8 +618,8 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             let mut is_odd = self.signs.is_odd(column);
             let (mut count, mut top, mut islands) = (0, 0, 0);
             let (mut state, mut change) = (0, 0);
-            let mut k = 0;
-            while k < self.facts.num_words {
+            let mut k = self.signs.live_words.start;
+            while k < self.signs.live_words.end {
                 let (first, second) = (self.signs.word(column.first, k), self.signs.word(column.second, k));
                 let (mut word, mut mixed) = (first & second, first ^ second);
                 while mixed != 0 {
@@ -635,10 +670,11 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
         // SAFETY: the caller vouches for tile and column; an island has window rows above and below.
         unsafe {
             let (mut count, mut state, mut shown_state) = (0, 0, 0);
-            let mut changes = self.tiles.load(at + 32);
-            let mut k = 0;
-            while k < self.facts.num_words {
-                let next = if k + 1 < self.facts.num_words { self.tiles.load(at + 32 * (2 + k)) } else { 0 };
+            let Span { start, end } = self.signs.live_words;
+            let mut changes = self.tiles.load(at + 32 * (1 + start));
+            let mut k = start;
+            while k < end {
+                let next = if k + 1 < end { self.tiles.load(at + 32 * (2 + k)) } else { 0 };
                 let rows = self.row_bits(k);
                 let word = (states_of(changes) ^ 0u32.wrapping_sub(state)) & rows;
                 let is_first = (k == 0) as u32;
@@ -703,8 +739,9 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
             let (geometry, cells) = self.mask.plain();
             let rows = Rows::new(self.mask.params, &geometry.record, Item::load().image);
             while r + 1 < self.window_h {
-                let changes =
-                    |r: u32| r < self.window_h && self.tiles.load(at + 32 * (1 + r / 32)) >> (r % 32) & 1 != 0;
+                let changes = |r: u32| {
+                    self.signs.live_words.has(r / 32) && self.tiles.load(at + 32 * (1 + r / 32)) >> (r % 32) & 1 != 0
+                };
                 state ^= changes(r);
                 let end = rows.group_end(r);
                 if end & GROUP_IS_IRREGULAR != 0 && (changes(r + 1) || changes(r + 2)) {
@@ -751,8 +788,9 @@ impl<const IN_SHARED: bool> Columns<IN_SHARED> {
                     idx += 1;
                 });
             }
-            let mut k = 0;
-            while k < self.facts.num_words && count & TILE_IS_WALKED == 0 {
+            let live = self.signs.live_words;
+            let (mut k, end) = if is_plain { (0, self.facts.num_words) } else { (live.start, live.end) };
+            while k < end && count & TILE_IS_WALKED == 0 {
                 let mut changes = self.tiles.load(at + 32 * (1 + k));
                 while changes != 0 {
                     let r = 32 * k + changes.trailing_zeros();

@@ -111,6 +111,16 @@ impl Geometry {
         unsafe { self.column_entries.load(x as usize) }
     }
 
+    /// [`column_entry`](Self::column_entry) that is issued here, not where it is used first.
+    ///
+    /// # Safety
+    /// As [`column_entry`](Self::column_entry).
+    #[inline(always)]
+    pub unsafe fn column_entry_early(&self, x: u32) -> [u32; 4] {
+        // SAFETY: one entry a content column.
+        unsafe { self.column_entries.load_early(x as usize) }
+    }
+
     /// The taps of a content row.
     ///
     /// # Safety

@@ -9,6 +9,7 @@ use crate::{
     inputs::{RECORD_WORDS, load_record, load_record_word, record_of_words},
     scan::block_exclusive_add,
     select::publish,
+    signs::NUM_COUNTERS,
     simt::{
         global::Global,
         params::Params,
@@ -18,8 +19,8 @@ use crate::{
     },
 };
 
-/// Words of the counters that this module uses; the first five are the slab's.
-const BROADCAST: u32 = 5;
+/// Words of the counters that this module uses, behind those of the signs.
+const BROADCAST: u32 = NUM_COUNTERS;
 /// Area, then left, top, right, bottom of a mask.
 const STATS: u32 = 16;
 

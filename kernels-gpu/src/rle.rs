@@ -42,13 +42,7 @@ use crate::{
     rows::{Facts, Rows, is_empty},
     scan::div_rem,
     signs::Signs,
-    simt::{
-        cluster, grid,
-        params::Params,
-        shared::Shared,
-        thread,
-        warp::{self, FULL_MASK},
-    },
+    simt::{cluster, grid, params::Params, shared::Shared, thread, warp},
 };
 
 /// Makes the run lengths of every detection of the batch. `IN_SHARED`: the cells of a mask have room in shared memory.
@@ -115,7 +109,7 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
 #[inline(always)]
 fn num_shared(num_masks: u32, grid: u32, num_blocks: u32) -> u32 {
     // SAFETY: a grid has blocks.
-    let (_, left) = unsafe { div_rem(num_masks, grid) };
+    let left = if num_masks < grid { num_masks } else { unsafe { div_rem(num_masks, grid).1 } };
     if num_blocks > 1 && left * num_blocks <= grid { left } else { 0 }
 }
 
@@ -200,13 +194,13 @@ unsafe fn mask<const IN_SHARED: bool>(
         let kept = masks::load_row(args, masks::row_idx(args, item.image, item.slot));
         // On its way until it is stored.
         let taken = if takes && tid == 0 { masks::take_mask(args) } else { 0 };
-        let part = columns_of_part(&masks::kept_record(), left, right, rank, num_parts);
+        let (part, hint) = columns_of_part(&masks::kept_record(), left, right, rank, num_parts);
         if tid == 0 {
             item.store();
             keep_part(part);
         }
         thread::sync_threads();
-        mask.load(part);
+        mask.load(part, hint);
         masks::keep_row(kept);
         let mut encoder = Encoder::new(params);
         encoder.begin(0, [0; 3]);
@@ -222,8 +216,9 @@ unsafe fn mask<const IN_SHARED: bool>(
             let handed = Handed::load(rank, num_parts);
             (has_room, num_counts) = (handed.has_room, handed.total);
             if has_room {
-                if warp::warp_id() == 0 {
-                    nonfinite = warp_sum_parts(num_parts);
+                nonfinite = handed.nonfinite;
+                if tid == 0 {
+                    Stats { area: 0, tight: handed.tight }.store_box_to_shared();
                 }
                 encoder.begin(handed.before, handed.last);
                 thread::sync_threads();
@@ -290,6 +285,10 @@ struct Handed {
     total: u32,
     /// The last three before this part, the last one last; 0 where there is none.
     last: [u32; 3],
+    /// The box of all parts.
+    tight: [u32; 4],
+    /// Cells of all parts that are not finite.
+    nonfinite: u32,
     /// All parts have room.
     has_room: bool,
 }
@@ -299,11 +298,19 @@ impl Handed {
     /// The blocks have handed over, and the cluster has passed a barrier.
     #[inline(always)]
     unsafe fn load(rank: u32, num_parts: u32) -> Self {
-        let mut all = Self { before: 0, total: 0, last: [0; 3], has_room: true };
+        let mut stats = Stats::EMPTY;
+        let mut all = Self { before: 0, total: 0, last: [0; 3], tight: stats.tight, nonfinite: 0, has_room: true };
         let mut part = 0;
         while part < num_parts {
-            // SAFETY: four words a block.
-            let [num, t1, t2, t3] = unsafe { Shared::<[u32; 4]>::at(layout::HANDED).load(part) };
+            // SAFETY: each block has its words.
+            let ([num, t1, t2, t3], tight) = unsafe {
+                all.nonfinite += Shared::<u32>::at(layout::HANDED_NONFINITE).load(part);
+                (
+                    Shared::<[u32; 4]>::at(layout::HANDED).load(part),
+                    Shared::<[u32; 4]>::at(layout::HANDED_BOXES).load(part),
+                )
+            };
+            stats.add(0, tight);
             all.has_room &= num != NO_ROOM;
             all.total = all.total.wrapping_add(num);
             if part < rank {
@@ -318,37 +325,6 @@ impl Handed {
             }
             part += 1;
         }
-        all
+        Self { tight: stats.tight, ..all }
     }
-}
-
-/// Puts the box of all parts into the block's statistics. Returns the cells of all parts that are not finite.
-///
-/// Callers: every lane of the first warp; valid in all lanes. A barrier is owed before the box is read.
-///
-/// # Safety
-/// As [`Handed::load`].
-#[track_caller]
-#[inline(always)]
-unsafe fn warp_sum_parts(num_parts: u32) -> u32 {
-    let lane = warp::lane_id();
-    let (mut tight, mut nonfinite) = (Stats::EMPTY.tight, 0);
-    // SAFETY: words for each block; the statistics were read before the cluster's barrier.
-    unsafe {
-        if lane < num_parts {
-            tight = Shared::<[u32; 4]>::at(layout::HANDED_BOXES).load(lane);
-            nonfinite = Shared::<u32>::at(layout::HANDED_NONFINITE).load(lane);
-        }
-        let [left, top, right, bottom] = tight;
-        let tight = [
-            warp::warp_reduce_min(FULL_MASK, left),
-            warp::warp_reduce_min(FULL_MASK, top),
-            warp::warp_reduce_max(FULL_MASK, right),
-            warp::warp_reduce_max(FULL_MASK, bottom),
-        ];
-        if lane == 0 {
-            Stats { area: 0, tight }.store_box_to_shared();
-        }
-    }
-    warp::warp_reduce_add(FULL_MASK, nonfinite)
 }

@@ -41,8 +41,9 @@ pub struct Span {
 }
 
 impl Span {
+    /// Whether it holds an index.
     #[inline(always)]
-    fn has(&self, i: u32) -> bool {
+    pub fn has(&self, i: u32) -> bool {
         self.start <= i && i < self.end
     }
 }
@@ -52,8 +53,10 @@ const FIRST_COLUMN: u32 = 0;
 const COLUMN_END: u32 = 1;
 const NONFINITE: u32 = 2;
 const HAS_ODD: u32 = 3;
+const FIRST_ROW: u32 = 4;
+const ROW_END: u32 = 5;
 /// All of them.
-const NUM_COUNTERS: u32 = 4;
+pub const NUM_COUNTERS: u32 = 6;
 
 /// What the cells of a range of the window's columns come to.
 #[derive(Clone, Copy)]
@@ -64,6 +67,8 @@ pub struct Signs {
     pub num_words: u32,
     /// Columns that can make a pixel foreground: none of the others can.
     pub live: Span,
+    /// Words of a column that may have signs, and the one behind them that then has a change, if there is one.
+    pub live_words: Span,
     /// Cells that are not finite, of the columns that are counted.
     pub nonfinite: u32,
     /// Some columns have cells that are not ordinary.
@@ -74,14 +79,14 @@ impl Signs {
     /// Readies the counters and the words of the odd columns. A barrier is owed before [`load`](Self::load).
     ///
     /// # Safety
-    /// `counters` has four words, `odd` one for each 32 columns of any window to come.
+    /// `counters` has [`NUM_COUNTERS`] words, `odd` one for each 32 columns of any window to come.
     #[inline(always)]
     pub unsafe fn reset(counters: Shared<u32>, odd: Shared<u32>, num_odd_words: u32) {
         let tid = thread::thread_idx_x();
         // SAFETY: the caller vouches for the words.
         unsafe {
             if tid < NUM_COUNTERS {
-                counters.store(tid, if tid == FIRST_COLUMN { u32::MAX } else { 0 });
+                counters.store(tid, if tid == FIRST_COLUMN || tid == FIRST_ROW { u32::MAX } else { 0 });
             }
             let mut word = tid;
             while word < num_odd_words {
@@ -98,7 +103,7 @@ impl Signs {
     /// used, and another before the next `reset`. Cost: sixteen loads a thread in flight.
     ///
     /// # Safety
-    /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` four words.
+    /// `words` has the columns times the rows' words, `odd` a word for each 32 columns, `counters` [`NUM_COUNTERS`] words.
     #[track_caller]
     #[inline(always)]
     pub unsafe fn load<const IN_SHARED: bool>(
@@ -176,7 +181,7 @@ impl Signs {
             }
             let odd_lanes = warp::warp_vote_ballot(FULL_MASK, is_odd);
             let live_lanes = odd_lanes | warp::warp_vote_ballot(FULL_MASK, positive != 0);
-            // SAFETY: three counters, and the tile's word.
+            // SAFETY: the counters, and the tile's word.
             unsafe {
                 if odd_lanes != 0 {
                     if lane == 0 {
@@ -194,6 +199,9 @@ impl Signs {
                 if live_lanes != 0 && lane == 0 {
                     counters.fetch_min(FIRST_COLUMN, 32 * tile + live_lanes.trailing_zeros());
                     counters.fetch_max(COLUMN_END, 32 * tile + 32 - live_lanes.leading_zeros());
+                    // A run that reaches the bottom may go on at the top of the next column.
+                    counters.fetch_min(FIRST_ROW, if r + num < num_rows { r } else { 0 });
+                    counters.fetch_max(ROW_END, r + num);
                 }
             }
             item += num_warps;
@@ -207,14 +215,18 @@ impl Signs {
     #[inline(always)]
     pub unsafe fn loaded(words: Shared<u32>, num_words: u32, odd: Shared<u32>, counters: Shared<u32>) -> Self {
         // SAFETY: written before the barrier.
-        let (live, nonfinite, has_odd) = unsafe {
+        let (live, live_words, nonfinite, has_odd) = unsafe {
             (
                 Span { start: counters.load(FIRST_COLUMN), end: counters.load(COLUMN_END) },
+                Span {
+                    start: (counters.load(FIRST_ROW) / 32).min(num_words),
+                    end: (counters.load(ROW_END) / 32 + 1).min(num_words),
+                },
                 counters.load(NONFINITE),
                 counters.load(HAS_ODD) != 0,
             )
         };
-        Self { words, odd, num_words, live, nonfinite, has_odd }
+        Self { words, odd, num_words, live, live_words, nonfinite, has_odd }
     }
 
     /// Whether an output column has cells that are not ordinary, or more than two that count.
