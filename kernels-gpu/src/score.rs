@@ -33,7 +33,7 @@ fn portable_exp(x: f32) -> f32 {
 /// The portable score of a logit. Spec 3.2, CANON.
 #[inline(always)]
 pub fn portable_sigmoid(logit: f32) -> f32 {
-    math::div(1.0, 1.0 + portable_exp(-logit))
+    math::reciprocal(1.0 + portable_exp(-logit))
 }
 
 /// Torch CUDA's score of a logit. Spec 3.2, TC: CUDA's `expf`, then an IEEE division.
@@ -54,5 +54,5 @@ pub fn torch_sigmoid(logit: f32) -> f32 {
     let f = fma(a, f32::from_bits(0x3fb8_aa3b), -n);
     let f = fma(a, f32::from_bits(0x32a5_7060), f);
     let exp = f32::from_bits(j.to_bits() << 23) * math::ex2_approx_ftz(f);
-    math::div(1.0, 1.0 + exp)
+    math::reciprocal(1.0 + exp)
 }

@@ -10,7 +10,7 @@ use crate::simt::thread::{self, block_dim_x, block_idx_x, grid_dim_x, sync_threa
 use crate::simt::{cluster, fence, grid, math, warp};
 
 /// Words that each thread writes.
-pub const WORDS: usize = 56;
+pub const WORDS: usize = 57;
 /// Words of counters, all zero before the launch.
 pub const COUNTERS: usize = 16;
 /// Threads in a block.
@@ -187,6 +187,7 @@ unsafe fn body(args: &SelfTestArgs, params: Params) {
     put(math::fma_rd(a, b, c).to_bits());
     put(math::fma_rd(b, a, -c).to_bits());
     put(math::div(a, c).to_bits());
+    put(math::reciprocal(c).to_bits());
     // This approximation, too: the emulator's is coarser.
     put(((math::div_approx(a, c) - math::div(a, c)).abs() <= math::div(a, c) / 64.0) as u32);
     put(math::rne(a).to_bits());

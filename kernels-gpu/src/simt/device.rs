@@ -950,6 +950,8 @@ pub mod math {
     unary! {
         /// 2 to the `x`, by the hardware's approximation; subnormal input and output become zero.
         ex2_approx_ftz(reg32 f32) => "ex2.approx.ftz.f32";
+        /// `1 / x`, rounded to nearest: what `div(1.0, x)` is, in fewer steps.
+        reciprocal(reg32 f32) => "rcp.rn.f32";
         /// The nearest whole number, ties to even.
         rne(reg32 f32) => "cvt.rni.f32.f32";
         /// An IEEE half as `f32`; exact. A NaN may change its payload.

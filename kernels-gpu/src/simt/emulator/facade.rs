@@ -580,6 +580,12 @@ pub mod math {
         a / b
     }
 
+    /// `1 / x`, rounded to nearest: what `div(1.0, x)` is, in fewer steps.
+    #[inline]
+    pub fn reciprocal(x: f32) -> f32 {
+        1.0 / x
+    }
+
     /// About `a / b`, and less exact than on the device: whoever relies on it is found out.
     #[inline]
     pub fn div_approx(a: f32, b: f32) -> f32 {
