@@ -98,7 +98,7 @@ unsafe fn kept_part() -> Span {
 pub const NO_ROOM: u32 = u32::MAX;
 
 /// The columns that block `rank` of `num` makes of a mask whose box goes from `left` to `right`: where one block ends the next
-/// begins. The box is shared out, because that is where the mask is; whatever else there is of it counts all the same.
+/// begins. The box is shared out evenly, because that is where the mask is; whatever else there is of it counts all the same.
 /// With them the column where the box begins among them.
 #[inline(always)]
 pub fn columns_of_part(record: &ImageRecord, left: f32, right: f32, rank: u32, num: u32) -> (Span, u32) {
@@ -106,12 +106,11 @@ pub fn columns_of_part(record: &ImageRecord, left: f32, right: f32, rank: u32, n
     // NaN becomes 0.
     let inside = |x: f32| if x - offset > 0.0 { (x - offset).min(len) } else { 0.0 };
     let left = inside(left);
-    // The outer two have a third less: they have the cells beside the box, too, and edges that run down.
-    let share = math::div_approx((inside(right) - left).max(0.0), num as f32 - 2.0 / 3.0);
+    let share = math::div_approx((inside(right) - left).max(0.0), num as f32);
     let at = |rank: u32| match rank {
         0 => 0,
         _ if rank == num => record.content_w,
-        _ => ((left + (rank as f32 - 1.0 / 3.0) * share) as u32).min(record.content_w),
+        _ => ((left + rank as f32 * share) as u32).min(record.content_w),
     };
     let part = Span { start: at(rank), end: at(rank + 1) };
     (part, part.start.max(left as u32))
