@@ -163,31 +163,30 @@ pub struct Mask<const IN_SHARED: bool> {
 }
 
 impl<const IN_SHARED: bool> Mask<IN_SHARED> {
-    /// The cells of the mask.
+    /// The cells of a mask.
     ///
     /// # Safety
-    /// The block has the shared memory of `args.rle`, and keeps the item.
+    /// The block has the shared memory of `args.rle`.
     #[inline(always)]
-    unsafe fn cells(&self, args: &MaskArgs, record: &ImageRecord) -> Cells<IN_SHARED> {
-        // SAFETY: the caller vouches for it.
-        let item = unsafe { Item::load() };
+    unsafe fn cells(args: &MaskArgs, record: &ImageRecord, item: &Item) -> Cells<IN_SHARED> {
         Cells {
             window: Window::new(args, record, item.image, item.query_idx),
-            // SAFETY: as above.
+            // SAFETY: the caller vouches for it.
             shared: unsafe { Shared::at(args.rle.cells_offset) },
             num_columns: record.window_w,
         }
     }
 
-    /// Loads cells and signs for the content's columns `part`, of which column `hint` is probably the first with foreground.
+    /// Loads cells and signs for the content's columns `part` of mask `item`, of which column `hint` is probably the first with
+    /// foreground.
     ///
-    /// Callers: every thread of the block, after a barrier behind [`Signs::reset`] and [`Item::store`]. A barrier is owed.
+    /// Callers: every thread of the block, after a barrier behind [`Signs::reset`]. A barrier is owed.
     ///
     /// # Safety
-    /// The block keeps record, facts, rows and item of the mask's image, and has the shared memory of `args.rle`.
+    /// The block keeps record, facts and rows of the mask's image, and has the shared memory of `args.rle`.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn load(&self, part: Span, hint: u32) {
+    pub unsafe fn load(&self, item: &Item, part: Span, hint: u32) {
         // SAFETY: the caller vouches for the record; shared memory is used inside its layout.
         unsafe {
             let args = &masks::args(self.params);
@@ -196,8 +195,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
             // The columns' table entries will be in the cache when they are needed.
             let x = hint + thread::thread_idx_x();
             if x < part.end && !is_empty(&record) {
-                let geometry = Geometry::new(args, record, Item::load().image);
-                geometry.column_entry_early(x);
+                Geometry::new(args, record, item.image).column_entry_early(x);
             }
             // The cells that the part's columns are made of, the column before it included, and those that it counts: where one
             // part's end the next one's begin.
@@ -216,7 +214,15 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
             let has_room = Facts::load().findings & HAS_ROOM != 0;
             let words = has_room.then_some(args.rle.signs_offset);
             let odd = Shared::<u32>::at(layout::ODD);
-            Signs::load(&self.cells(args, &record), record.window_h, columns, counted, words, odd, masks::counters());
+            Signs::load(
+                &Self::cells(args, &record, item),
+                record.window_h,
+                columns,
+                counted,
+                words,
+                odd,
+                masks::counters(),
+            );
         }
     }
 
@@ -244,7 +250,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                 mask: *self,
                 facts: Facts::load(),
                 is_bilinear: args.flags & FLAG_BILINEAR != 0,
-                cells: self.cells(args, &record),
+                cells: Self::cells(args, &record, &Item::load()),
                 signs: Signs::loaded(
                     Shared::at(args.rle.signs_offset),
                     record.window_h.div_ceil(32),
@@ -267,7 +273,10 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
         // SAFETY: the caller vouches for the record.
         unsafe {
             let (args, record) = (&masks::args(self.params), masks::kept_record());
-            (Geometry::new(args, record, Item::load().image), self.cells(args, &record))
+            {
+                let item = Item::load();
+                (Geometry::new(args, record, item.image), Self::cells(args, &record, &item))
+            }
         }
     }
 

@@ -313,7 +313,8 @@ impl Warp<'_> {
     unsafe fn window(&self, record: &ImageRecord, row: u32) -> Window {
         // SAFETY: fields of the arguments; the caller vouches for the row.
         unsafe {
-            let query_idx = masks::query_of(self.args, row as usize);
+            // Through the cache: other tiles ask for the same.
+            let query_idx = Global::<u32>::from_address(self.args.queries_at).load(4 * row as usize);
             let mask_h: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_h) as u32);
             let mask_w: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_w) as u32);
             let grid_idx = self.image as usize * self.args.num_queries as usize + query_idx as usize;

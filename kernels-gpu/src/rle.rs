@@ -199,8 +199,7 @@ unsafe fn mask<const IN_SHARED: bool>(
             item.store();
             keep_part(part);
         }
-        thread::sync_threads();
-        mask.load(part, hint);
+        mask.load(&item, part, hint);
         masks::keep_row(kept);
         let mut encoder = Encoder::new(params);
         encoder.begin(0, [0; 3]);

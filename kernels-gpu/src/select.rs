@@ -21,8 +21,8 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DONE_SHIFT, DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT,
-    NO_QUERY, ResultHeader, SelectArgs,
+    DONE_SHIFT, DTYPE_F16, DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader,
+    MAX_SELECT, NO_QUERY, ResultHeader, SelectArgs,
     shared::{COUNTERS, select as layout},
 };
 
@@ -174,7 +174,32 @@ impl Candidates {
             return [-1.0; 4];
         }
         // SAFETY: the pairs are of this image, whose number is a multiple of four.
-        unsafe { Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64).load_nc(v as usize) }
+        unsafe {
+            if self.dtype == DTYPE_F32 {
+                self.vectors().load_nc(v as usize)
+            } else {
+                self.widen(self.half_vectors().load_nc(v as usize))
+            }
+        }
+    }
+
+    /// The fours of a vector of `f32`.
+    #[inline(always)]
+    fn vectors(&self) -> Global<[f32; 4]> {
+        Global::from_address(self.logits_at + 4 * self.first as u64)
+    }
+
+    /// The fours of a vector of two-byte elements.
+    #[inline(always)]
+    fn half_vectors(&self) -> Global<[u32; 2]> {
+        Global::from_address(self.logits_at + 2 * self.first as u64)
+    }
+
+    /// Four two-byte elements as `f32`; exact.
+    #[inline(always)]
+    fn widen(&self, [low, high]: [u32; 2]) -> [f32; 4] {
+        let bits = [low as u16, (low >> 16) as u16, high as u16, (high >> 16) as u16];
+        if self.dtype == DTYPE_F16 { bits.map(math::f16_to_f32) } else { bits.map(math::bf16_to_f32) }
     }
 
     /// [`UNROLL`] fours of a vector, from four `v` on and a block's threads apart; behind the last that again.
@@ -187,10 +212,17 @@ impl Candidates {
     #[inline(always)]
     unsafe fn load_vectors(&self, v: u32) -> [[f32; 4]; UNROLL as usize] {
         let (block, last) = (thread::block_dim_x(), self.num_pairs / 4 - 1);
-        let logits = Global::<[f32; 4]>::from_address(self.logits_at + 4 * self.first as u64);
-        // SAFETY: the caller vouches for the logits.
-        let load = |i: u32| unsafe { logits.load_nc_early((v + i * block).min(last) as usize) };
-        [load(0), load(1), load(2), load(3), load(4), load(5), load(6)]
+        let four = |i: u32| (v + i * block).min(last) as usize;
+        if self.dtype == DTYPE_F32 {
+            // SAFETY: the caller vouches for the logits.
+            let load = |i: u32| unsafe { self.vectors().load_nc_early(four(i)) };
+            return [load(0), load(1), load(2), load(3), load(4), load(5), load(6)];
+        }
+        // SAFETY: as above.
+        let load = |i: u32| unsafe { self.half_vectors().load_nc_early(four(i)) };
+        let (x0, x1, x2, x3, x4, x5, x6) = (load(0), load(1), load(2), load(3), load(4), load(5), load(6));
+        let widen = |x: [u32; 2]| self.widen(x);
+        [widen(x0), widen(x1), widen(x2), widen(x3), widen(x4), widen(x5), widen(x6)]
     }
 
     /// Which of the fours that [`load_vectors`](Self::load_vectors) loaded hold a logit that may be a hit or is counted.
@@ -466,10 +498,13 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         logits_at: args.logits_at,
         dtype: args.logits_dtype,
         first,
-        is_vector: args.logits_dtype == DTYPE_F32
-            && num_pairs > 0
+        is_vector: num_pairs > 0
             && num_pairs.is_multiple_of(4)
-            && (args.logits_at + 4 * first as u64).is_multiple_of(16),
+            && if args.logits_dtype == DTYPE_F32 {
+                (args.logits_at + 4 * first as u64).is_multiple_of(16)
+            } else {
+                (args.logits_at + 2 * first as u64).is_multiple_of(8)
+            },
         num_pairs,
         num_classes: args.num_classes,
         classes_inverse: args.classes_inverse,
