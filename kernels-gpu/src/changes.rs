@@ -12,6 +12,7 @@ use crate::{
     columns::{Cells, Geometry, Taps, Window},
     encode::{Encoder, Scratch},
     masks::{self, Stats},
+    parts::NO_ROOM,
     rows::{Facts, GROUP_IS_IRREGULAR, HAS_IRREGULAR, HAS_ROOM, Rows, is_empty},
     scan::{div_ceil, warp_inclusive_add},
     signs::{Signs, Span, TINY},
@@ -93,9 +94,6 @@ unsafe fn kept_part() -> Span {
     let [start, end] = unsafe { Shared::<[u32; 2]>::at(layout::PART).load(0) };
     Span { start, end }
 }
-
-/// What [`Mask::transitions`] returns for a part whose transitions have no room.
-pub const NO_ROOM: u32 = u32::MAX;
 
 /// The columns that block `rank` of `num` makes of a mask whose box goes from `left` to `right`: where one block ends the next
 /// begins. The box is shared out evenly, because that is where the mask is; whatever else there is of it counts all the same.
@@ -363,7 +361,7 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
                     stats.add_to_shared();
                     thread::sync_threads();
                     if is_whole {
-                        encoder.encode(len, is_end, 1);
+                        encoder.encode(len, is_end, 1, 0);
                     } else {
                         held += len;
                     }

@@ -9,13 +9,14 @@
 //!
 //! A window of transitions at a time, all of the block's threads work on it: first each counts the characters of its share,
 //! then, the sum of those before being known, it writes them. The blocks of a cluster each have a window of the same mask, and
-//! tell each other their sums in between. What is stored leaves in order, 16 bytes a thread.
+//! meet in between ([`crate::parts`]). What is stored leaves in order, 16 bytes a thread.
 
-use rfdetr_post_core::packed::{FLAG_RLE_STRING, MaskArgs, shared::masks as layout};
+use rfdetr_post_core::packed::{FLAG_RLE_STRING, MaskArgs};
 
 use crate::{
     changes::Item,
     masks::{self, Stats},
+    parts::{self, Joined, NO_ROOM},
     scan::{block_exclusive_add, div_ceil},
     simt::{cluster, global::Global, math, params::Params, shared::Shared, thread},
 };
@@ -64,12 +65,14 @@ pub struct Encoder {
     pub num_counts: u32,
     /// Bytes of text before the window.
     num_bytes: u32,
+    /// Both of all parts.
+    of_all: [u32; 2],
 }
 
 impl Encoder {
     /// The encoder of the block's mask.
     pub fn new(params: Params) -> Self {
-        Self { params, num_counts: 0, num_bytes: 0 }
+        Self { params, num_counts: 0, num_bytes: 0, of_all: [0; 2] }
     }
 
     /// Begins with transition number `num_counts`; `before` are the three before it, the last one last, 0 where there is none.
@@ -107,18 +110,23 @@ impl Encoder {
         args.payload_at + item.image as u64 * args.payload_image_bytes + Self::offset(args, item.slot) as u64 * element
     }
 
-    /// Encodes the `len` transitions of the window, which lie behind the three before them, and adds the foreground to the
-    /// mask's area. With `num_parts` above 1 it is the only window of the block's part; the cluster's other blocks encode theirs,
-    /// and characters and area of all parts are then [`handed`](Self::handed). Ends with a barrier.
+    /// Encodes the `num` transitions of the window, which lie behind the three before them, and adds the foreground to the mask's
+    /// area. Ends with a barrier.
+    ///
+    /// With `num_parts` above 1 it is the only window of the block's part, of which `nonfinite` cells are not finite. The cluster's
+    /// other blocks encode theirs; counts and characters are then those of all parts, and so is the area of the statistics. If a
+    /// part has [`NO_ROOM`], nothing is encoded, and false is returned.
     ///
     /// Callers: every thread of the block, after a barrier; of the cluster, if it shares the mask.
     ///
     /// # Safety
-    /// `len` is at most the window; the block has the statistics in shared memory.
+    /// `num` is at most the window; the block has the statistics in shared memory.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn encode(&mut self, len: u32, is_last: bool, num_parts: u32) {
+    pub unsafe fn encode(&mut self, num: u32, is_last: bool, num_parts: u32, nonfinite: u32) -> bool {
         let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+        let is_part = num_parts > 1;
+        let len = if num == NO_ROOM { 0 } else { num };
         // SAFETY: the block has the layout's shared memory.
         let args = &unsafe { masks::args(self.params) };
         // SAFETY: as above.
@@ -132,7 +140,7 @@ impl Encoder {
             // A run of transitions for each thread: first to count characters, then to write them.
             let share = div_ceil(len, block);
             let (first, end) = ((tid * share).min(len), ((tid + 1) * share).min(len));
-            let (mut area, mut num_chars, mut at, mut total) = (0, 0, 0, 0);
+            let (mut even, mut odd, mut num_chars, mut at, mut total) = (0, 0, 0, 0, 0);
             let mut next_pass = 0;
             while next_pass < 2 {
                 // Not known to the compiler, which would make this body twice.
@@ -143,14 +151,14 @@ impl Encoder {
                 let (mut t3, mut t2, mut t1) = (at_idx(first), at_idx(first + 1), at_idx(first + 2));
                 while i < end {
                     let t0 = transitions.load(3 + i);
-                    let count = t0 - t1;
-                    let value = if idx > 2 { count as i32 - (t2 - t3) as i32 } else { count as i32 };
-                    // Five bits a character, and one bit for the sign.
-                    let magnitude = if value < 0 { !value } else { value } as u32;
-                    let mut left = (32 - magnitude.leading_zeros() + 1).div_ceil(5);
+                    let count = t0.wrapping_sub(t1);
+                    let value = if idx > 2 { count.wrapping_sub(t2.wrapping_sub(t3)) } else { count } as i32;
+                    let mut left = parts::num_chars(value);
                     if pass == 0 {
-                        num_chars += left;
-                        area += if idx % 2 == 1 { count } else { 0 };
+                        // The first three of a part are counted when those before them are known, and so is its first run.
+                        num_chars += if is_part && i < 3 { 0 } else { left };
+                        odd += if idx % 2 == 1 { count } else { 0 };
+                        even += if idx % 2 == 0 && i > 0 { count } else { 0 };
                         if !is_string {
                             stage_counts.store(i, count);
                         }
@@ -168,13 +176,34 @@ impl Encoder {
                     (i, idx) = (i + 1, idx + 1);
                 }
                 if pass == 0 {
-                    Stats::add_area_to_shared(area);
-                    let before;
-                    (before, total) = block_exclusive_add(num_chars, masks::scratch());
-                    if num_parts > 1 {
-                        self.hand_over(total, num_parts);
+                    Stats::add_areas_to_shared(odd, even);
+                    (at, total) = block_exclusive_add(num_chars, masks::scratch());
+                    if is_part {
+                        let (odd, even) = Stats::areas_of_shared();
+                        let window = Scratch::window(args, 0);
+                        parts::hand_over(window, num, total, [even, odd], nonfinite, num_parts);
+                        cluster::sync_cluster();
+                        let all = Joined::of(cluster::block_rank(), num_parts);
+                        if !all.has_room {
+                            return false;
+                        }
+                        self.begin(all.counts_before, all.last);
+                        if tid == 0 {
+                            Stats::store_area_to_shared(all.area);
+                            if !is_string && len > 0 {
+                                stage_counts.store(0, transitions.load(3) - all.last[2]);
+                            }
+                        }
+                        thread::sync_threads();
+                        self.num_bytes = all.chars_before;
+                        let [c0, c1, c2] = all.first_chars;
+                        at += if first > 0 { c0 } else { 0 }
+                            + if first > 1 { c1 } else { 0 }
+                            + if first > 2 { c2 } else { 0 };
+                        total += c0 + c1 + c2;
+                        self.of_all = [all.num_counts, all.num_chars];
                     }
-                    at = self.num_bytes % 16 + before;
+                    at += self.num_bytes % 16;
                     if !is_string {
                         break;
                     }
@@ -217,7 +246,9 @@ impl Encoder {
                 }
                 self.num_bytes += total;
             }
-            if !is_last && num_parts == 1 {
+            if is_part {
+                [self.num_counts, self.num_bytes] = self.of_all;
+            } else if !is_last {
                 let carried = if tid < 3 { transitions.load(len + tid) } else { 0 };
                 thread::sync_threads();
                 if tid < 3 {
@@ -226,51 +257,10 @@ impl Encoder {
             }
             thread::sync_threads();
         }
+        true
     }
 
-    /// Tells the cluster's blocks how many characters the block's part has, and its area, and takes the characters of those
-    /// before.
-    ///
-    /// Callers: every thread of the cluster, after a barrier behind the area's sum.
-    ///
-    /// # Safety
-    /// The blocks have the layout's shared memory.
-    #[track_caller]
-    #[inline(always)]
-    unsafe fn hand_over(&mut self, num_chars: u32, num_parts: u32) {
-        let (tid, rank) = (thread::thread_idx_x(), cluster::block_rank());
-        // SAFETY: a pair a block. Nobody reads the pairs of the mask before any more: the cluster has passed a barrier since.
-        unsafe {
-            let texts = Shared::<[u32; 2]>::at(layout::HANDED_TEXTS);
-            if tid < num_parts {
-                texts.store_remote(tid, rank, [num_chars, Stats::of_shared().area]);
-            }
-            cluster::sync_cluster();
-            let mut part = 0;
-            while part < rank {
-                self.num_bytes += texts.load(part)[0];
-                part += 1;
-            }
-        }
-    }
-
-    /// Characters and area of all parts of a mask that the cluster shares.
-    ///
-    /// # Safety
-    /// It was encoded.
-    #[inline(always)]
-    pub unsafe fn handed(num_parts: u32) -> [u32; 2] {
-        let (mut sum, mut part) = ([0, 0], 0);
-        while part < num_parts {
-            // SAFETY: a pair a block.
-            let [num_chars, area] = unsafe { Shared::<[u32; 2]>::at(layout::HANDED_TEXTS).load(part) };
-            sum = [sum[0] + num_chars, sum[1] + area];
-            part += 1;
-        }
-        sum
-    }
-
-    /// Number of elements of a whole mask, after the last window.
+    /// Number of elements of the mask, after the last window.
     #[inline(always)]
     pub fn len(&self, args: &MaskArgs) -> u32 {
         if args.flags & FLAG_RLE_STRING != 0 { self.num_bytes } else { self.num_counts }

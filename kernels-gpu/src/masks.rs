@@ -21,7 +21,7 @@ use crate::{
 
 /// Words of the counters that this module uses, behind those of the signs.
 const BROADCAST: u32 = NUM_COUNTERS;
-/// Area, then left, top, right, bottom of a mask.
+/// Area, then left, top, right, bottom of a mask, and what its area would be if its first run were foreground.
 const STATS: u32 = 16;
 
 /// Shared words of the counters.
@@ -422,8 +422,8 @@ impl Stats {
     #[inline(always)]
     pub unsafe fn reset_shared() {
         let tid = thread::thread_idx_x();
-        if tid < 5 {
-            // SAFETY: the statistics have five words of the counters.
+        if tid < 6 {
+            // SAFETY: the statistics have six words of the counters.
             unsafe { counters().store(STATS + tid, if tid == 1 || tid == 2 { u32::MAX } else { 0 }) };
         }
     }
@@ -441,7 +441,7 @@ impl Stats {
         let right = warp::warp_reduce_max(FULL_MASK, self.tight[2]);
         let bottom = warp::warp_reduce_max(FULL_MASK, self.tight[3]);
         if warp::lane_id() == 0 && (area > 0 || top < u32::MAX || right > 0 || bottom > 0) {
-            // SAFETY: the statistics have five words of the counters.
+            // SAFETY: the statistics have six words of the counters.
             unsafe {
                 let stats = counters();
                 stats.fetch_add(STATS, area);
@@ -453,18 +453,43 @@ impl Stats {
         }
     }
 
-    /// Adds the warp's part of the area alone. Callers and safety as [`add_to_shared`](Self::add_to_shared).
+    /// Adds the warp's parts of the area, and of what would be it if the first run were foreground. Callers and safety as
+    /// [`add_to_shared`](Self::add_to_shared).
     ///
     /// # Safety
     /// As [`add_to_shared`](Self::add_to_shared).
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn add_area_to_shared(area: u32) {
+    pub unsafe fn add_areas_to_shared(area: u32, other_area: u32) {
         let area = warp::warp_reduce_add(FULL_MASK, area);
-        if warp::lane_id() == 0 && area > 0 {
-            // SAFETY: the statistics have five words of the counters.
-            unsafe { counters().fetch_add(STATS, area) };
+        let other_area = warp::warp_reduce_add(FULL_MASK, other_area);
+        if warp::lane_id() == 0 {
+            // SAFETY: the statistics have six words of the counters.
+            unsafe {
+                counters().fetch_add(STATS, area);
+                counters().fetch_add(STATS + 5, other_area);
+            }
         }
+    }
+
+    /// What [`add_areas_to_shared`](Self::add_areas_to_shared) added up, after a barrier.
+    ///
+    /// # Safety
+    /// As [`add_to_shared`](Self::add_to_shared).
+    #[inline(always)]
+    pub unsafe fn areas_of_shared() -> (u32, u32) {
+        // SAFETY: the statistics have six words of the counters.
+        unsafe { (counters().load(STATS), counters().load(STATS + 5)) }
+    }
+
+    /// Puts the area into shared memory. Callers: one thread.
+    ///
+    /// # Safety
+    /// As [`reset_shared`](Self::reset_shared); barriers separate it from other uses.
+    #[inline(always)]
+    pub unsafe fn store_area_to_shared(area: u32) {
+        // SAFETY: the statistics have six words of the counters.
+        unsafe { counters().store(STATS, area) };
     }
 
     /// The sums in shared memory, after a barrier.
@@ -473,24 +498,9 @@ impl Stats {
     /// As [`add_to_shared`](Self::add_to_shared).
     #[inline(always)]
     pub unsafe fn of_shared() -> Self {
-        // SAFETY: the statistics have five words of the counters.
+        // SAFETY: the statistics have six words of the counters.
         let [area, left, top, right, bottom] = [0, 1, 2, 3, 4].map(|i| unsafe { counters().load(STATS + i) });
         Self { area, tight: [left, top, right, bottom] }
-    }
-
-    /// Puts the box into shared memory. Callers: one thread.
-    ///
-    /// # Safety
-    /// As [`reset_shared`](Self::reset_shared); barriers separate it from other uses.
-    #[inline(always)]
-    pub unsafe fn store_box_to_shared(&self) {
-        // SAFETY: the statistics have five words of the counters.
-        let store = |i: u32, value: u32| unsafe { counters().store(STATS + 1 + i, value) };
-        let [left, top, right, bottom] = self.tight;
-        store(0, left);
-        store(1, top);
-        store(2, right);
-        store(3, bottom);
     }
 
     /// The sum over the block. Callers: every thread of the block; valid in all threads. Cost: two barriers; one is

@@ -32,13 +32,14 @@
 //! windows without room in shared memory are evaluated pixel by pixel: once where a bit for each row has room, else twice, to
 //! count and to list.
 
-use rfdetr_post_core::packed::{FLAG_RLE_STRING, IMAGE_PLAIN_ROWS, shared::masks as layout};
+use rfdetr_post_core::packed::{IMAGE_PLAIN_ROWS, shared::masks as layout};
 
 use crate::{
     axes::Axis,
-    changes::{Item, Mask, NO_ROOM, columns_of_part, keep_part},
-    encode::{Encoder, Scratch},
+    changes::{Item, Mask, columns_of_part, keep_part},
+    encode::Encoder,
     masks::{self, Stats, Work},
+    parts,
     rows::{Facts, Rows, is_empty},
     scan::div_rem,
     signs::Signs,
@@ -207,38 +208,17 @@ unsafe fn mask<const IN_SHARED: bool>(
         let num = mask.transitions(&mut encoder);
 
         // Of the first warp, which readies the counters for the next mask.
-        let mut nonfinite = if warp::warp_id() == 0 { mask.nonfinite() } else { 0 };
-        let (mut has_room, mut num_counts) = (true, encoder.num_counts);
-        if num_parts > 1 {
-            hand_over(params, num, nonfinite, num_parts);
-            cluster::sync_cluster();
-            let handed = Handed::load(rank, num_parts);
-            (has_room, num_counts) = (handed.has_room, handed.total);
-            if has_room {
-                nonfinite = handed.nonfinite;
-                if tid == 0 {
-                    Stats { area: 0, tight: handed.tight }.store_box_to_shared();
-                }
-                encoder.begin(handed.before, handed.last);
-                thread::sync_threads();
-                encoder.encode(num, rank + 1 == num_parts, num_parts);
-            } else {
-                // Nobody ends before all have looked.
-                cluster::sync_cluster();
-            }
-        }
+        let nonfinite = if warp::warp_id() == 0 { mask.nonfinite() } else { 0 };
+        let has_room = num_parts == 1 || encoder.encode(num, rank + 1 == num_parts, num_parts, nonfinite);
         if has_room && warp::warp_id() == 0 {
             let (args, item) = (&masks::args(params), Item::load());
-            let mut stats = Stats::of_shared();
-            let mut len = encoder.len(args);
-            if num_parts > 1 {
-                let [num_chars, area] = Encoder::handed(num_parts);
-                stats.area = area;
-                len = if args.flags & FLAG_RLE_STRING != 0 { num_chars } else { num_counts };
-            }
             if rank == 0 {
+                let (mut stats, mut nonfinite) = (Stats::of_shared(), nonfinite);
+                if num_parts > 1 {
+                    (stats.tight, nonfinite) = parts::warp_sum(num_parts);
+                }
                 let row = masks::row_idx(args, item.image, item.slot);
-                let lens = [Encoder::offset(args, item.slot), len, num_counts];
+                let lens = [Encoder::offset(args, item.slot), encoder.len(args), encoder.num_counts];
                 masks::warp_write_row(args, item.image, row, &stats, lens, nonfinite);
             }
             let num_blocks = cluster::num_blocks();
@@ -251,79 +231,5 @@ unsafe fn mask<const IN_SHARED: bool>(
         reset();
         thread::sync_threads();
         if has_room { Outcome::Taken(next.load(0)) } else { Outcome::NoRoom }
-    }
-}
-
-/// Tells the cluster's blocks what they need of the block's part of a mask: `num` transitions, the last three, the box, and cells
-/// that are not finite.
-///
-/// Callers: every thread of the block, after a barrier behind the part's transitions. A cluster's barrier is owed.
-///
-/// # Safety
-/// The blocks have the layout's shared memory.
-#[inline(always)]
-unsafe fn hand_over(params: Params, num: u32, nonfinite: u32, num_parts: u32) {
-    let (tid, rank) = (thread::thread_idx_x(), cluster::block_rank());
-    // SAFETY: a thread for each block; each block has its own words; the transitions lie in the window.
-    unsafe {
-        if tid < num_parts {
-            let window = Scratch::window(&masks::args(params), 0);
-            let last = |back: u32| if num != NO_ROOM && back <= num { window.load(num - back) } else { 0 };
-            Shared::<[u32; 4]>::at(layout::HANDED).store_remote(tid, rank, [num, last(1), last(2), last(3)]);
-            Shared::<[u32; 4]>::at(layout::HANDED_BOXES).store_remote(tid, rank, Stats::of_shared().tight);
-            Shared::<u32>::at(layout::HANDED_NONFINITE).store_remote(tid, rank, nonfinite);
-        }
-    }
-}
-
-/// What the transitions of all parts come to.
-struct Handed {
-    /// Transitions of the parts before this one.
-    before: u32,
-    /// Transitions of all parts.
-    total: u32,
-    /// The last three before this part, the last one last; 0 where there is none.
-    last: [u32; 3],
-    /// The box of all parts.
-    tight: [u32; 4],
-    /// Cells of all parts that are not finite.
-    nonfinite: u32,
-    /// All parts have room.
-    has_room: bool,
-}
-
-impl Handed {
-    /// # Safety
-    /// The blocks have handed over, and the cluster has passed a barrier.
-    #[inline(always)]
-    unsafe fn load(rank: u32, num_parts: u32) -> Self {
-        let mut stats = Stats::EMPTY;
-        let mut all = Self { before: 0, total: 0, last: [0; 3], tight: stats.tight, nonfinite: 0, has_room: true };
-        let mut part = 0;
-        while part < num_parts {
-            // SAFETY: each block has its words.
-            let ([num, t1, t2, t3], tight) = unsafe {
-                all.nonfinite += Shared::<u32>::at(layout::HANDED_NONFINITE).load(part);
-                (
-                    Shared::<[u32; 4]>::at(layout::HANDED).load(part),
-                    Shared::<[u32; 4]>::at(layout::HANDED_BOXES).load(part),
-                )
-            };
-            stats.add(0, tight);
-            all.has_room &= num != NO_ROOM;
-            all.total = all.total.wrapping_add(num);
-            if part < rank {
-                all.before = all.before.wrapping_add(num);
-                let [_, second, last] = all.last;
-                all.last = match num {
-                    0 => all.last,
-                    1 => [second, last, t1],
-                    2 => [last, t2, t1],
-                    _ => [t3, t2, t1],
-                };
-            }
-            part += 1;
-        }
-        Self { tight: stats.tight, ..all }
     }
 }

@@ -462,16 +462,12 @@ pub mod shared {
         pub const PART: u32 = ITEM + 16;
         /// Run lengths: a word: how many masks were taken before the block's next one.
         pub const NEXT: u32 = PART + 8;
-        /// Run lengths: fours of words, one a block of the cluster: its number of transitions, and the last three.
+        /// Run lengths: what the blocks of the cluster tell each other: sixteen words each.
         pub const HANDED: u32 = PART + 16;
-        /// Run lengths: fours of words, one a block of the cluster: the box of its part.
-        pub const HANDED_BOXES: u32 = HANDED + 16 * RLE_CLUSTER;
-        /// Run lengths: pairs of words, one a block of the cluster: characters and area of its part.
-        pub const HANDED_TEXTS: u32 = HANDED_BOXES + 16 * RLE_CLUSTER;
-        /// Run lengths: words, one a block of the cluster: cells that are not finite.
-        pub const HANDED_NONFINITE: u32 = HANDED_TEXTS + 8 * RLE_CLUSTER;
+        /// Run lengths: size of that.
+        pub const HANDED_BYTES: u32 = 64 * RLE_CLUSTER;
         /// Run lengths: transitions of each tile, and whether it is out of the ordinary.
-        pub const TILE_COUNTS: u32 = HANDED_NONFINITE + 4 * RLE_CLUSTER;
+        pub const TILE_COUNTS: u32 = HANDED + HANDED_BYTES;
         /// Run lengths: states before each tile's columns.
         pub const TILE_CARRIES: u32 = TILE_COUNTS + 4 * MAX_TILES;
         /// Run lengths: size of the part that is the same in every plan.
