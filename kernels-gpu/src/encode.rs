@@ -183,7 +183,7 @@ impl Encoder {
                         let window = Scratch::window(args, 0);
                         parts::hand_over(window, num, total, [even, odd], nonfinite, num_parts);
                         cluster::sync_cluster();
-                        let all = Joined::of(cluster::block_rank(), num_parts);
+                        let all = Joined::of(cluster::block_rank());
                         if !all.has_room {
                             return false;
                         }

@@ -60,7 +60,8 @@ const SUMS: Words = Words { offset: layout::HANDED + 32 * layout::RLE_CLUSTER };
 /// The box.
 const BOXES: Words = Words { offset: layout::HANDED + 48 * layout::RLE_CLUSTER };
 
-const _: () = assert!(64 * layout::RLE_CLUSTER == layout::HANDED_BYTES && 3 * layout::RLE_CLUSTER <= 32);
+// Three lanes a part, and four parts in `Joined::of`.
+const _: () = assert!(64 * layout::RLE_CLUSTER == layout::HANDED_BYTES && layout::RLE_CLUSTER == 4);
 
 /// Tells the cluster's blocks what they need of the block's part: `num` transitions, which lie in `window`, `num_chars` characters
 /// of all but the first three, the runs' `[even, odd]` lengths, and cells that are not finite; the box is that of the statistics.
@@ -114,21 +115,18 @@ pub struct Joined {
 }
 
 impl Joined {
-    /// Callers: every lane of a warp; valid in all lanes. Cost: four rounds of a load, three sums and seven shuffles.
+    /// Callers: every lane of a warp; valid in all lanes. Cost: three sums and seven shuffles.
     ///
     /// # Safety
-    /// The blocks have handed over, and the cluster has passed a barrier.
+    /// The blocks of a whole cluster have handed over, and it has passed a barrier.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn of(rank: u32, num_parts: u32) -> Self {
+    pub unsafe fn of(rank: u32) -> Self {
         // Three lanes a part, one for each of its first transitions.
         let lane = warp::lane_id();
         let (part, i) = (lane / 3, lane % 3);
         let (mut num_counts, mut before, mut num, mut last, mut has_room) = (0u32, 0u32, 0, [0; 3], true);
-        let mut k = 0;
-        while k < num_parts {
-            // SAFETY: the caller vouches for the words.
-            let [len, t1, t2, t3] = unsafe { ENDS.of(k) };
+        let mut add = |k: u32, [len, t1, t2, t3]: [u32; 4]| {
             has_room &= len != NO_ROOM;
             num_counts = num_counts.wrapping_add(len);
             if k == part {
@@ -144,9 +142,15 @@ impl Joined {
                     _ => [t3, t2, t1],
                 };
             }
-            k += 1;
-        }
-        let is_part = part < num_parts;
+        };
+        // Written out: their loads do not wait for each other.
+        // SAFETY: the caller vouches for the words.
+        let (e0, e1, e2, e3) = unsafe { (ENDS.of(0), ENDS.of(1), ENDS.of(2), ENDS.of(3)) };
+        add(0, e0);
+        add(1, e1);
+        add(2, e2);
+        add(3, e3);
+        let is_part = part < layout::RLE_CLUSTER;
         // SAFETY: as above; lanes without a part read the first one's.
         let ([t0, t1, t2, others], [even, odd, ..]) = unsafe {
             let part = if is_part { part } else { 0 };
