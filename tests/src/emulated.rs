@@ -68,7 +68,7 @@ impl Shape {
             num_tile_words: [None, None, Some(300), Some(32)][(seed >> 32) as usize % 4],
             is_large: seed >> 56 & 3 == 0,
             num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
-            num_clusters: 0,
+            num_clusters: pick(48, &[0, 1, 2, 8, 8]),
             mask_capacity: None,
             damage: None,
         }
