@@ -96,6 +96,49 @@ fn masks_of_one_live_row_or_column() {
     }
 }
 
+/// A value that is not finite in the last column, of images whose last column's cells are computed a little before the grid's end:
+/// every cell is counted, by one block.
+#[test]
+fn values_that_are_not_finite_in_the_last_column() {
+    let (mask_h, mask_w) = (10, 41);
+    for width in 60..100 {
+        let cells = (0..mask_h * mask_w).map(|cell| if cell % mask_w == mask_w - 1 { f32::NAN } else { 1.0 });
+        let case = RequestCase {
+            boxes: OwnedTensor::new(vec![0.5, 0.5, 0.5, 0.5], &[1, 1, 4], DType::F32),
+            logits: OwnedTensor::new(vec![3.0], &[1, 1, 1], DType::F32),
+            masks: Some(OwnedTensor::new(cells.collect(), &[1, 1, mask_h, mask_w], DType::F32)),
+            metas: vec![ImageMeta::stretch(Size::new(width, 37), Size::new(384, 384)).unwrap()],
+            options: Options { mask_format: MaskFormat::Rle, ..Options::default() },
+        };
+        for num_clusters in [0, 1] {
+            let shape = Shape { num_clusters, mask_threads: 32, ..Shape::from_seed(u64::from(width)) };
+            assert_equal(&format!("width {width}, clusters {num_clusters}"), &case, u64::from(width), shape);
+        }
+    }
+}
+
+/// More fours of logits than have room hold something to be counted, and few of them a hit.
+#[test]
+fn logits_that_are_minus_infinity_but_for_a_few() {
+    let (num_queries, num_classes) = (130, 40);
+    for num_hits in [0, 1, 7, 130] {
+        let logits = (0..num_queries * num_classes).map(|k| {
+            let is_hit = k % num_classes == k / num_classes % num_classes && k / num_classes < num_hits;
+            if is_hit { (k / num_classes) as f32 / 64.0 } else { f32::NEG_INFINITY }
+        });
+        let case = RequestCase {
+            boxes: OwnedTensor::new([0.5, 0.5, 0.25, 0.25].repeat(num_queries), &[1, num_queries, 4], DType::F32),
+            logits: OwnedTensor::new(logits.collect(), &[1, num_queries, num_classes], DType::F32),
+            masks: None,
+            metas: vec![ImageMeta::stretch(Size::new(61, 37), Size::new(384, 384)).unwrap()],
+            options: Options { mask_format: MaskFormat::None, ..Options::default() },
+        };
+        for seed in 0..3 {
+            assert_equal(&format!("{num_hits} hits, seed {seed}"), &case, seed, Shape::from_seed(seed));
+        }
+    }
+}
+
 /// The upstream requests at their true shapes, each schedule with another format.
 #[test]
 fn every_fixture_under_hostile_schedules() {

@@ -102,7 +102,7 @@ impl Candidates {
     /// Query and class of a pair: the quotient is exact (see [`SelectArgs::classes_inverse`]).
     #[inline(always)]
     fn pair(&self, k: u32) -> [u32; 2] {
-        let query_idx = (k as u64 * self.classes_inverse as u64 >> 31) as u32;
+        let query_idx = ((k as u64 * self.classes_inverse as u64) >> 31) as u32;
         [query_idx, k - query_idx * self.num_classes]
     }
 

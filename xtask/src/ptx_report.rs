@@ -81,7 +81,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 /// in the loops. The dense kernel just suffices with 72 registers on sm_90, for which it was tuned.
 fn allowed(arch: &str, kernel: &str) -> u32 {
     match kernel {
-        "rfdetr_masks_rle" | "rfdetr_masks_rle_large" => 256,
+        "rfdetr_masks_rle" | "rfdetr_masks_rle_large" => 200,
         "rfdetr_masks_dense" if !matches!(arch, "sm_90" | "sm_100") => 40,
         _ => 0,
     }
