@@ -21,7 +21,7 @@ pub mod grid_logits;
 pub mod inputs;
 pub mod masks;
 pub mod parts;
-mod rle;
+pub mod rle;
 pub mod rows;
 pub mod scan;
 pub mod score;
@@ -59,14 +59,14 @@ kernel! {
         }
     }
 
-    /// Makes the run lengths of every detection: any number of blocks. The cells of a mask have room in shared memory.
+    /// Makes the run lengths of every detection: any number of clusters, whose blocks share masks. The cells of a mask have room in shared memory.
     #[launch_bounds(RLE_MAX_THREADS, 1, cluster = RLE_CLUSTER)]
     pub fn rfdetr_masks_rle(_args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.
         unsafe { rle::masks_rle::<true>(params) }
     }
 
-    /// Makes the run lengths of every detection: any number of blocks. The cells stay in device memory.
+    /// Makes the run lengths of every detection: any number of clusters, whose blocks share masks. The cells stay in device memory.
     #[launch_bounds(RLE_MAX_THREADS, 1, cluster = RLE_CLUSTER)]
     pub fn rfdetr_masks_rle_large(_args: &MaskArgs, params: Params) {
         // SAFETY: the launcher built `args` from a plan, and launches as many blocks and as much shared memory as it says.

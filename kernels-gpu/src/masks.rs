@@ -231,7 +231,7 @@ pub unsafe fn load_row(args: &MaskArgs, row: usize) -> u32 {
     unsafe { Global::<u32>::from_address(at).load_volatile((warp::lane_id() % 8) as usize) }
 }
 
-/// Keeps what [`load_row`] loaded. Callers: every thread of the block; a barrier is owed before [`warp_finish_mask`].
+/// Keeps what [`load_row`] loaded. Callers: every thread of the block; a barrier is owed before [`warp_write_row`].
 ///
 /// # Safety
 /// The layout has the words behind the record.

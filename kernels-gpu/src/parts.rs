@@ -150,6 +150,7 @@ impl Joined {
         add(1, e1);
         add(2, e2);
         add(3, e3);
+        // Sums wrap: if a part has no room, they mean nothing.
         let is_part = part < layout::RLE_CLUSTER;
         // SAFETY: as above; lanes without a part read the first one's.
         let ([t0, t1, t2, others], [even, odd, ..]) = unsafe {
@@ -163,14 +164,14 @@ impl Joined {
             _ => (l1, t0, t1, t2),
         };
         let count = d.wrapping_sub(c);
-        let value = if before + i > 2 { count.wrapping_sub(b.wrapping_sub(a)) } else { count };
+        let value = if before.wrapping_add(i) > 2 { count.wrapping_sub(b.wrapping_sub(a)) } else { count };
         let exists = is_part && i < num;
         let first_chars = if exists { num_chars(value as i32) } else { 0 };
         let is_first = is_part && i == 0;
         let chars = first_chars + if is_first { others } else { 0 };
         // Runs that end with an odd transition of the mask are foreground. A part's first transition ends a run that began
         // before it.
-        let area = if before % 2 == 0 { odd } else { even + if exists { count } else { 0 } };
+        let area = if before % 2 == 0 { odd } else { even.wrapping_add(if exists { count } else { 0 }) };
         let from = |lane: u32, value: u32| warp::warp_shuffle_idx(FULL_MASK, value, lane);
         let own = 3 * rank;
         Self {
