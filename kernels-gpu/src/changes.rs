@@ -270,11 +270,8 @@ impl<const IN_SHARED: bool> Mask<IN_SHARED> {
     unsafe fn plain(&self) -> (Geometry, Cells<IN_SHARED>) {
         // SAFETY: the caller vouches for the record.
         unsafe {
-            let (args, record) = (&masks::args(self.params), masks::kept_record());
-            {
-                let item = Item::load();
-                (Geometry::new(args, record, item.image), Self::cells(args, &record, &item))
-            }
+            let (args, record, item) = (&masks::args(self.params), masks::kept_record(), Item::load());
+            (Geometry::new(args, record, item.image), Self::cells(args, &record, &item))
         }
     }
 

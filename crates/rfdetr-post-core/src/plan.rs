@@ -109,6 +109,11 @@ pub enum MaskKernel {
 }
 
 impl MaskKernel {
+    /// Whether it makes run lengths.
+    pub const fn is_run_length(self) -> bool {
+        matches!(self, Self::Rle | Self::RleLarge)
+    }
+
     /// The entry's name in the PTX.
     pub const fn name(self) -> &'static str {
         match self {
@@ -248,8 +253,8 @@ impl Plan {
         };
         // No more than a multiprocessor's threads: blocks that wait for others to end would find no work.
         let fitting = (THREADS_PER_MULTIPROCESSOR / mask_threads.max(1)).max(1);
-        let is_rle = matches!(mask_kernel, Some(MaskKernel::Rle | MaskKernel::RleLarge));
-        let mask_grid = if is_rle && limits.rle_clusters > 0 {
+        let is_run_length = mask_kernel.is_some_and(MaskKernel::is_run_length);
+        let mask_grid = if is_run_length && limits.rle_clusters > 0 {
             limits.rle_clusters * shared::RLE_CLUSTER
         } else {
             limits.num_multiprocessors.max(1) * blocks.clamp(1, fitting)
@@ -417,7 +422,7 @@ impl Plan {
             None => (result(self.result.headers), result(self.result.rows)),
         };
         let (mask_h, mask_w) = self.spec.shape.mask_grid.unwrap_or((0, 0));
-        let is_run_length = matches!(self.mask_kernel, Some(MaskKernel::Rle | MaskKernel::RleLarge));
+        let is_run_length = self.mask_kernel.is_some_and(MaskKernel::is_run_length);
         let element = if self.flags & FLAG_RLE_STRING != 0 { 1 } else { 4 };
         let select = SelectArgs {
             logits_at: inputs.logits_at,

@@ -21,8 +21,9 @@
 //! that is written meanwhile; deadlocks and endless loops; panics.
 //!
 //! Two accesses race when one is a plain write or one is plain and the other an atomic write, and no chain of barriers (of
-//! the block or the cluster), `sync_warp`, release and acquire (or fence, relaxed write, relaxed read, fence), or ends of grids orders them. This is
-//! found by logical clocks, so a race is reported even when the schedule happened to hide its effect.
+//! the block or the cluster), `sync_warp`, release and acquire (or fence, relaxed write, relaxed read, fence), or ends of
+//! grids orders them. This is found by logical clocks, so a race is reported even when the schedule happened to hide its
+//! effect.
 //!
 //! # What it cannot see
 //!
@@ -33,7 +34,8 @@
 //! - Which barrier a lane of a loop is at: a barrier, vote or shuffle is named by its place in the source, so lanes in
 //!   different rounds of one loop pair up. A helper that contains barriers is one place unless it is `#[track_caller]`.
 //! - Atomics' scopes: block, device and system scope are all taken to reach far enough, and a shared-memory atomic between
-//!   blocks cannot be written: remote accesses are plain. The host is no thread: what the kernel releases to it is seen when the run ends.
+//!   blocks cannot be written: remote accesses are plain. The host is no thread: what the kernel releases to it is seen
+//!   when the run ends.
 //! - Memory that a lane reaches without the facade (captured Rust variables in a test).
 //! - Whether a device has room for a whole cluster at once, and clusters of more than 8 blocks, which not every device takes.
 //! - More than 256 groups of unordered accesses to one word: the oldest is forgotten.
