@@ -321,36 +321,41 @@ impl Window {
         array_of_strip!(cell)
     }
 
-    /// The cells of window column `c` in rows `r` and `r + 4`; zero outside the grid. Both loads are issued before the first
-    /// is used.
+    /// The cells of window column `first_c + lane`, or `last_c` at most, in rows `r` to `r + 3`, or `r + last` at most; zeros outside
+    /// the grid. All loads are issued before the first is used: a branch around a load would have it waited for.
+    ///
+    /// Callers: every lane of a warp.
     ///
     /// # Safety
-    /// The mask tensor is what [`MaskArgs`] promises.
+    /// The mask tensor is what [`MaskArgs`] promises; `first_c` is at most `last_c`.
     #[inline(always)]
-    pub unsafe fn pair(&self, r: u32, c: u32) -> [f32; 2] {
-        let (x, y) = ((c as i32 + self.window_x) as u32, (r as i32 + self.window_y) as u32);
-        let is_first = x < self.mask_w && y < self.mask_h;
-        let is_second = x < self.mask_w && y.wrapping_add(4) < self.mask_h;
-        // Outside, the grid's first cell is loaded, and not used.
-        let idx = y.wrapping_mul(self.mask_w).wrapping_add(x);
-        let first = self.first + if is_first { idx as usize } else { 0 };
-        let second = self.first + if is_second { idx.wrapping_add(4 * self.mask_w) as usize } else { 0 };
-        // SAFETY: the indices are inside the grid of a query.
-        let [v0, v1] = unsafe {
+    pub unsafe fn four(&self, r: u32, last: u32, first_c: u32, last_c: u32, lane: u32) -> [f32; 4] {
+        let (y, x) = (r as i32 + self.window_y, first_c as i32 + self.window_x);
+        let c = (first_c + lane).min(last_c);
+        // The same in all lanes.
+        if y >= 0
+            && y + (last.min(3) as i32) < self.mask_h as i32
+            && x >= 0
+            && last_c as i32 + self.window_x < self.mask_w as i32
+        {
+            let idx = self.first as u64 + (y as u32 * self.mask_w + (c as i32 + self.window_x) as u32) as u64;
+            let size = if self.dtype == DTYPE_F32 { 4 } else { 2 };
+            let (address, pitch) = (self.masks_at + size as u64 * idx, size * self.mask_w);
+            let row = |i: u32| address + (i.min(last) * pitch) as u64;
             if self.dtype == DTYPE_F32 {
-                let cells = Global::<f32>::from_address(self.masks_at);
-                [cells.load_nc(first), cells.load_nc(second)]
-            } else {
-                let cells = Global::<u16>::from_address(self.masks_at);
-                let (v0, v1) = (cells.load_nc(first), cells.load_nc(second));
-                if self.dtype == DTYPE_F16 {
-                    [math::f16_to_f32(v0), math::f16_to_f32(v1)]
-                } else {
-                    [math::bf16_to_f32(v0), math::bf16_to_f32(v1)]
-                }
+                // SAFETY: row and column are inside the grid.
+                let cell = |i: u32| unsafe { Global::<f32>::from_address(row(i)).load_nc_early(0) };
+                return [cell(0), cell(1), cell(2), cell(3)];
             }
-        };
-        [if is_first { v0 } else { 0.0 }, if is_second { v1 } else { 0.0 }]
+            // SAFETY: as above.
+            let cell = |i: u32| unsafe { Global::<u16>::from_address(row(i)).load_nc_early(0) };
+            let bits = [cell(0), cell(1), cell(2), cell(3)];
+            let is_f16 = self.dtype == DTYPE_F16;
+            return bits.map(|bits| if is_f16 { math::f16_to_f32(bits) } else { math::bf16_to_f32(bits) });
+        }
+        // SAFETY: the caller vouches for the tensor.
+        let cell = |i: u32| unsafe { self.cell(r + i.min(last), c) };
+        [cell(0), cell(1), cell(2), cell(3)]
     }
 
     /// Whether the pixel of an output column in content row `y` is foreground: the plain way, for any cells and taps.

@@ -9,31 +9,35 @@
 //! The fast version does the same for few pixels, and is quick to see that the others need nothing:
 //!
 //! ```text
-//! a work item is a tile of 128 columns and 32 rows of one mask; a warp makes it
-//! cells = the few cells of the window that the tile is made of, most often two a lane
-//! no cell is positive              -> zeros
-//! all are, and ordinary            -> ones
-//! else, row by row: each lane blends the window rows above and below in its four columns;
-//!                   a vote for each makes 4 words of 32 pixels
-//! after each 4 rows: a lane has 16 pixels of one of them, and stores them as 16 bytes
+//! a work item is a group of up to 16 tiles side by side, of 128 columns and 8 rows each, of one mask
+//! a warp looks at it: it loads the few cells that the group is made of, a column each lane; votes make them two bits a column;
+//! then each lane has a tile, and sees in the bits of its columns:
+//!   no cell is positive              -> zeros
+//!   all are, and ordinary            -> ones
+//!   else                             -> the tile is mixed, and is listed
+//! then the warps of the block share everything out that was found, whosever it is: one in four stores zeros and ones, the
+//! others draw mixed tiles, and who is done does the other
+//! a mixed tile: row by row, each lane blends the window rows above and below in its four columns
 //! ```
 //!
 //! What makes it fast:
 //!
-//! 1. Warps share nothing, so no barrier makes one wait for another, and most tiles are stores and next to nothing else.
-//! 2. The horizontal pass happens where the window row changes, not in every pixel. That is all the cleverness there is:
-//!    pixels of the contour's tiles are evaluated by the very expression of the specification, whatever their cells are,
-//!    so nothing has to be argued for NaN, infinities or underflow. A pixel is four instructions.
-//! 3. Nothing is unrolled but the four columns of a lane, and nothing is computed before the loop over the tiles that is
-//!    cheap to compute in it: kernels of a few microseconds wait for their instructions, and for registers that do not
-//!    fit.
-//! 4. Masks are not finished one by one. The last block of the grid writes all rows of the result.
+//! 1. Most of a mask is zeros, known as such at the cost of a few cells, and stored while the mixed tiles are drawn: memory
+//!    and arithmetic are busy at the same time.
+//! 2. Tiles that cost something lie side by side along the contour. The warps of a block look at groups that are far apart,
+//!    and draw what they found together, so none has much more to do than the others.
+//! 3. The horizontal pass happens where the window row changes, not in every pixel. That is all the cleverness there is:
+//!    pixels of mixed tiles are evaluated by the very expression of the specification, whatever their cells are, so nothing
+//!    has to be argued for NaN, infinities or underflow. A pixel is four instructions.
+//! 4. Nothing is held in registers that is cheap to read again: kernels of a few microseconds wait for registers that do
+//!    not fit.
+//! 5. Masks are not finished one by one. The last block of the grid writes all rows of the result.
 //!
-//! Tiles that do not fit that (more than two cells along an axis: images smaller than the grid; more cells than there is room
-//! for: images hardly larger) are *plain*: each pixel is evaluated on its own, from device memory.
+//! Rows and columns of more than two cells (images smaller than the grid), and groups of more cells than there is room for
+//! (images hardly larger), are *plain*: each pixel is evaluated on its own, from device memory.
 //!
 //! Why tiles without a positive cell are background: weights are not negative, so no sum of such cells is positive, nor is
-//! NaN. Why tiles of positive ordinary cells are foreground: each pass has a weight of at least 2^-10 (the largest of at most
+//! NaN; a NaN counts as a cell of its sign. Why tiles of positive ordinary cells are foreground: each pass has a weight of at least 2^-10 (the largest of at most
 //! 1025), so a sum is at least 2^-60, and at most 2^101.
 //!
 //! 16-byte stores need a width that is a multiple of 16. Other widths store each row as words of four pixels where the
@@ -42,8 +46,8 @@
 use rfdetr_post_core::packed::{
     AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs,
     shared::masks::{
-        DENSE_CELLS, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_WARP_BYTES, DENSE_WARP_CELLS,
-        DENSE_WARP_RECORD, DENSE_WARP_ROWS, DENSE_WARPS,
+        DENSE_CELLS, DENSE_LIST, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_TILES as TILES,
+        DENSE_WARP_BYTES, DENSE_WARP_CELLS, DENSE_WARP_GROUP, DENSE_WARP_STATS, DENSE_WARPS,
     },
 };
 
@@ -74,6 +78,11 @@ const AXES: u32 = core::mem::offset_of!(MaskArgs, axes) as u32;
 
 /// Word of the counters: whether the block is the last.
 const IS_LAST: u32 = 0;
+/// Three sets of counters: tiles that were taken from the list, groups whose zeros and ones somebody took to store them, and
+/// tiles in the list.
+const TAKEN: u32 = 1;
+const NUM_TILES: u32 = 2;
+const NUM_COUNTERS: u32 = 3;
 
 /// Makes the dense or bit-packed masks of every detection of the batch.
 ///
@@ -83,33 +92,94 @@ const IS_LAST: u32 = 0;
 /// `args` holds what [`MaskArgs`] promises, and the block has `layout::dense_bytes` of shared memory.
 #[inline(always)]
 pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
-    grid::depend_wait();
-    let (block, num_warps) = (thread::block_idx_x(), thread::block_dim_x() / 32);
-    // SAFETY: the selection has ended; images are of this launch.
+    let (tid, block, num_warps) = (thread::thread_idx_x(), thread::block_idx_x(), thread::block_dim_x() / 32);
+    // SAFETY: the block has the counters.
     unsafe {
-        // The number of tiles fits: they are fewer than the payload's bytes over 32, but for masks of a few pixels.
+        if tid < 2 * NUM_COUNTERS {
+            masks::counters().store(TAKEN + tid, 0);
+        }
+    }
+    thread::sync_threads();
+    grid::depend_wait();
+    // SAFETY: the selection has ended; images are of this launch; barriers separate who looks and who draws.
+    unsafe {
+        // The number of groups fits: they are fewer than the payload's bytes over 32, but for masks of a few pixels.
         let work = Work::new(args, |image, num_detections| {
             let record = masks::record(args, params, image);
-            num_detections * record.width.div_ceil(TILE_W) * record.height.div_ceil(TILE_H)
+            num_detections * Shape::new(&record).num_groups
         });
         // Without a mask the first block still publishes.
         let num_blocks = div_ceil(work.num_items.max(1), num_warps).min(thread::grid_dim_x());
         if block >= num_blocks {
             return;
         }
-        let mut item = block * num_warps + warp::warp_id();
-        while item < work.num_items {
-            let (image, within) = work.image_of(item);
-            let at = DENSE_WARPS + DENSE_WARP_BYTES * warp::warp_id();
-            let (lane, flags, at) = (math::opaque(warp::lane_id()), math::opaque(args.flags), math::opaque(at));
-            let warp = Warp { args, params, image, lane, flags, at };
-            // The lanes may still read what they shared for the tile before.
-            warp::sync_warp(FULL_MASK);
-            if args.batch > 1 || item < num_blocks * num_warps {
-                warp.keep();
+        let (counters, num_warps_before) = (masks::counters(), num_blocks * warp::warp_id());
+        // A quarter of the warps stores while the others draw.
+        let fills_first = warp::warp_id() < num_warps.div_ceil(4);
+        // Groups of a block are far apart: what one warp finds little of, another may find much of. In each turn the block draws
+        // what it looked at in the turn before, and looks at what comes next.
+        let (mut first, mut next, mut turn) = (block, block, 0);
+        while turn == 0 || first < work.num_items {
+            // Two halves of the warps' part of shared memory and of the list, and three sets of counters.
+            let (drawn, looked) = (turn % 2, (turn + 1) % 2);
+            let (taken, counted) = (TAKEN + (turn + 2) % 3 * NUM_COUNTERS, TAKEN + turn % 3 * NUM_COUNTERS);
+            if turn > 0 {
+                if tid < NUM_COUNTERS {
+                    // Those of the turn before, which nobody uses any more, and of the next.
+                    counters.store(TAKEN + (turn + 1) % 3 * NUM_COUNTERS + tid, 0);
+                }
+                let num_groups = div_ceil(work.num_items - first, num_blocks).min(num_warps);
+                let num_tiles = counters.load(taken + NUM_TILES);
+                let (mut fills, mut pass) = (fills_first, 0);
+                while pass < 2 {
+                    let (counter, num) = (taken + fills as u32, if fills { num_groups } else { num_tiles });
+                    loop {
+                        let mut i = 0;
+                        if warp::lane_id() == 0 {
+                            i = counters.fetch_add(counter, 1);
+                        }
+                        let i = warp::warp_shuffle_idx(FULL_MASK, i, 0);
+                        if i >= num {
+                            break;
+                        }
+                        if fills {
+                            Group::new(args, params, drawn, i).fill();
+                        } else {
+                            let entry = list(drawn).load(i);
+                            Group::new(args, params, drawn, entry / TILES).draw(entry % TILES);
+                        }
+                    }
+                    fills = !fills;
+                    pass += 1;
+                }
             }
-            warp.make_tile(within);
-            item += num_blocks * num_warps;
+            if next + num_warps_before < work.num_items {
+                let (image, within) = work.image_of(next + num_warps_before);
+                let group = Group::new(args, params, looked, warp::warp_id());
+                // The first lane may still read the sums of the group before.
+                warp::sync_warp(FULL_MASK);
+                if args.batch > 1 || turn < 2 {
+                    group.keep(image);
+                }
+                let mixed = group.look(image, within);
+                if mixed != 0 {
+                    let mut slot = 0;
+                    if group.lane == 0 {
+                        slot = counters.fetch_add(counted + NUM_TILES, mixed.count_ones());
+                    }
+                    let slot = warp::warp_shuffle_idx(FULL_MASK, slot, 0);
+                    if mixed >> group.lane & 1 != 0 {
+                        let before = (mixed & ((1 << group.lane) - 1)).count_ones();
+                        list(looked).store(slot + before, TILES * warp::warp_id() + group.lane);
+                    }
+                }
+            }
+            thread::sync_threads();
+            if turn > 0 && first + num_warps_before < work.num_items {
+                Group::new(args, params, drawn, warp::warp_id()).add_stats();
+            }
+            (first, turn) = (next, turn + 1);
+            next += num_blocks * num_warps;
         }
         finish(args, params, num_blocks);
     }
@@ -165,122 +235,269 @@ unsafe fn finish(args: &MaskArgs, params: Params, num_blocks: u32) {
     }
 }
 
-/// What a tile's cells make of it.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    /// Background.
-    Empty,
-    /// Foreground.
-    Full,
-    /// Its pixels are blends of four cells at most, which are in shared memory.
-    Mixed,
-    /// Its pixels are evaluated one by one.
-    Plain,
+/// The list of the mixed tiles of the block's groups: one of two.
+///
+/// # Safety
+/// The block has the layout's shared memory.
+#[inline(always)]
+unsafe fn list(half: u32) -> Shared<u32> {
+    // SAFETY: the caller vouches for it.
+    unsafe { Shared::at(DENSE_LIST + 4 * TILES * (thread::block_dim_x() / 32) * half) }
 }
 
-/// A tile of a mask, and the part of the window that it is made of.
+/// How a mask is cut into groups.
 #[derive(Clone, Copy)]
-struct Tile {
-    /// Row of the selection.
-    row: u32,
-    /// First and end column and row of the canvas.
-    left: u32,
-    right: u32,
-    top: u32,
-    bottom: u32,
-    /// First window row and column.
-    first_row: u32,
-    first_column: u32,
-    num_columns: u32,
+struct Shape {
+    /// Groups of the mask, and side by side; tiles of a group, of the last one side by side perhaps fewer.
+    num_groups: u32,
+    num_across: u32,
+    num_tiles: u32,
 }
 
-/// A warp: its image, and its part of shared memory.
-struct Warp<'a> {
+impl Shape {
+    /// As few groups as can be, of as equal size as can be, whose cells have room; if not even those of a tile have, tiles.
+    #[inline(always)]
+    fn new(record: &ImageRecord) -> Self {
+        // Rows and columns of cells, with those on both sides, and one for the rounding.
+        let num_rows = TILE_H as f32 * record.scale_y + 3.0;
+        let fitting = (DENSE_CELLS as f32 - 3.0 * num_rows) / (TILE_W as f32 * record.scale_x * num_rows);
+        let fitting = (fitting as u32).clamp(1, TILES);
+        let num_tiles = record.width.div_ceil(TILE_W);
+        // SAFETY: an image has columns.
+        unsafe {
+            let num_across = div_ceil(num_tiles, fitting);
+            let num_tiles = div_ceil(num_tiles, num_across);
+            Self { num_groups: num_across * record.height.div_ceil(TILE_H), num_across, num_tiles }
+        }
+    }
+}
+
+/// What the groups of one warp lie in: its part of shared memory. The warps that draw its tiles read it there.
+struct Group<'a> {
     args: &'a MaskArgs,
     params: Params,
-    image: u32,
     lane: u32,
     flags: u32,
-    /// Where its part of shared memory begins.
+    /// Where the warp's part of shared memory begins.
     at: u32,
 }
 
-/// Where a tile goes.
+/// Where a group lies, and the part of the window that it is made of.
+struct Place {
+    /// Row of the selection.
+    row: u32,
+    image: u32,
+    /// First column and row of the canvas.
+    left: u32,
+    top: u32,
+    /// First window row and column, and columns of it that are in shared memory.
+    first_row: u32,
+    first_column: u32,
+    num_columns: u32,
+    /// Whether the cells have room in shared memory.
+    is_shared: bool,
+}
+
+impl Place {
+    /// First column and row of a tile.
+    #[inline(always)]
+    fn tile(&self, tile: u32) -> (u32, u32) {
+        (self.left + tile * TILE_W, self.top)
+    }
+}
+
+/// The cells along one axis that output indices `start` to `end - 1` are made of, and those that they count, see [`counted`].
+/// Computed, not looked up: the table would have to be waited for.
+#[inline(always)]
+fn reach(axis: &Axis, start: u32, end: u32) -> Span {
+    let (first, _) = axis.span(start);
+    let (last, count) = axis.span(end - 1);
+    // Without antialias a last cell is said to have another behind it.
+    let cells = Span { start: first, end: (last + count).min(axis.n_in) };
+    if axis.scale <= 1.0 {
+        return cells;
+    }
+    let counted = counted(axis, start, end);
+    Span { start: cells.start.min(counted.start), end: cells.end.max(counted.end) }
+}
+
+/// The cells along one axis that output indices `start` to `end - 1` count: those up to the next index's first. A first index's
+/// are all before, the last one's all behind.
+#[inline(always)]
+fn counted(axis: &Axis, start: u32, end: u32) -> Span {
+    Span {
+        start: if start == 0 { 0 } else { axis.span(start).0 },
+        end: if end == axis.n_out { axis.n_in } else { axis.span(end).0 },
+    }
+}
+
+/// A lane's tile.
+struct Part {
+    /// It begins inside the mask, and is one of the group's.
+    exists: bool,
+    /// Left, top, right and bottom of what the tile has of the content; zeros if it has none, or if no cell is in the window.
+    content: [u32; 4],
+    /// All of the tile that is inside the mask is content.
+    is_covered: bool,
+}
+
+impl Part {
+    #[inline(always)]
+    fn has_content(&self) -> bool {
+        self.content[2] > 0
+    }
+}
+
+/// Where rows of a mask go, and how.
 #[derive(Clone, Copy)]
 struct Out {
-    /// Where this lane's part of the first four rows begins; where the first row does, if rows are not aligned.
-    at: u64,
+    mask_at: u64,
     row_bytes: u32,
     is_packed: bool,
-    /// Rows are bytes, and do not begin at multiples of 16.
-    is_unaligned: bool,
-    /// This lane has a part of the rows, and stores it.
-    stores: bool,
 }
 
 impl Out {
-    /// Stores a tile whose pixels are all alike: words of 32 pixels. Tiles of foreground are 128 columns wide.
+    /// Where the pixels of row `y` from column `x` on begin; of bit-packed masks, those of the column's word.
+    #[inline(always)]
+    fn pixels_at(&self, x: u32, y: u32) -> u64 {
+        // A mask is at most 2^28 bytes.
+        self.mask_at + (y * self.row_bytes + if self.is_packed { x / 32 * 4 } else { x }) as u64
+    }
+
+    /// Stores the zeros and ones of a group: the tiles whose bits are set in `zeros` or `ones`.
     ///
     /// Callers: every lane of a warp.
     ///
     /// # Safety
-    /// The tile is inside the mask.
+    /// The group begins inside the mask, whose size is `width` x `height`.
     #[track_caller]
     #[inline(always)]
-    unsafe fn fill(&self, lane: u32, tile: &Tile, word: u32) {
-        let left = (tile.bottom - tile.top) as i32 - (lane / 8) as i32;
-        let mut left = if self.stores { left } else { 0 };
-        let (mut at, step) = (self.at, 4 * self.row_bytes as u64);
-        // The vote keeps the compiler from unrolling: eight rounds of one line of instructions are fewer than four lines.
-        while warp::warp_vote_any(FULL_MASK, left > 0) {
-            if left > 0 {
-                // SAFETY: the row is inside the mask.
-                unsafe {
-                    if self.is_packed {
-                        Global::<u32>::from_address(at).store_streaming(0, word);
-                    } else {
-                        Global::<[u32; 4]>::from_address(at).store_streaming(0, [word & 0x0101_0101; 4]);
+    unsafe fn fill(&self, lane: u32, [left, top]: [u32; 2], [width, height]: [u32; 2], zeros: u32, ones: u32) {
+        let num_rows = (height - top).min(TILE_H);
+        let mut tiles = zeros;
+        let mut is_one = false;
+        // SAFETY: rows and columns are inside the mask.
+        unsafe {
+            loop {
+                if self.is_packed {
+                    // A lane has two words of each row. Bits behind the width are zero.
+                    let mut i = 0;
+                    while i < 2 * num_rows {
+                        let within = i % 2 * 32 + lane;
+                        let x = left + 32 * within;
+                        if x < width && tiles >> (32 * within / TILE_W) & 1 != 0 {
+                            let word = if width - x < 32 { (1 << (width - x)) - 1 } else { u32::MAX };
+                            let at = Global::<u32>::from_address(self.pixels_at(x, top + i / 2));
+                            at.store_streaming(0, if is_one { word } else { 0 });
+                        }
+                        i += 1;
+                    }
+                } else if self.row_bytes % 16 == 0 {
+                    // A lane has 16 pixels of each quarter of a row.
+                    let has = |quarter: u32| {
+                        left + TILE_W * TILES / 4 * quarter + 16 * lane < width
+                            && tiles >> (TILES / 4 * quarter + lane / 8) & 1 != 0
+                    };
+                    let (has_0, has_1, has_2, has_3) = (has(0), has(1), has(2), has(3));
+                    let word = if is_one { 0x0101_0101 } else { 0 };
+                    let mut at = self.pixels_at(left + 16 * lane, top);
+                    let mut i = 0;
+                    while i < num_rows {
+                        let row = Global::<[u32; 4]>::from_address(at);
+                        let store = |has: bool, quarter: usize| {
+                            if has {
+                                row.store_streaming(quarter * (TILE_W * TILES / 64) as usize, [word; 4]);
+                            }
+                        };
+                        store(has_0, 0);
+                        store(has_1, 1);
+                        store(has_2, 2);
+                        store(has_3, 3);
+                        at += self.row_bytes as u64;
+                        i += 1;
+                    }
+                } else {
+                    let mut i = 0;
+                    while i < num_rows {
+                        let mut rest = tiles;
+                        while rest != 0 {
+                            let x = left + TILE_W * rest.trailing_zeros();
+                            rest &= rest - 1;
+                            let nibble = if is_one { 15 } else { 0 };
+                            Self::store_row(lane, self.pixels_at(x, top + i), width - x, nibble);
+                        }
+                        i += 1;
                     }
                 }
+                if is_one || ones == 0 {
+                    return;
+                }
+                (tiles, is_one) = (ones, true);
             }
-            left -= 4;
-            at += step;
         }
     }
 
-    /// Stores one row of a tile, `len` columns, from its four words: aligned words of four bytes, and bytes where the row's
-    /// ends leave a part of such a word to the neighbors.
+    /// Stores the first `len` pixels of a row of a tile, or all: four pixels of each lane.
+    ///
+    /// Callers: every lane of a warp.
+    ///
+    /// # Safety
+    /// `at` is where the tile's row begins.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn store(&self, lane: u32, at: u64, len: u32, nibble: u32) {
+        // SAFETY: the caller vouches for the row.
+        unsafe {
+            if self.is_packed {
+                let mut word = nibble << (lane % 8 * 4);
+                word |= warp::warp_shuffle_xor(FULL_MASK, word, 1);
+                word |= warp::warp_shuffle_xor(FULL_MASK, word, 2);
+                word |= warp::warp_shuffle_xor(FULL_MASK, word, 4);
+                if lane % 8 == 0 && 4 * lane < len {
+                    Global::<u32>::from_address(at).store_streaming((lane / 8) as usize, word);
+                }
+            } else {
+                Self::store_row(lane, at, len, nibble);
+            }
+        }
+    }
+
+    /// Stores the first `len` pixels of a row of a tile, or all: aligned words of four bytes, and bytes where the row's ends
+    /// leave a part of such a word to the neighbors.
     ///
     /// Callers: every lane of a warp.
     ///
     /// # Safety
     /// `at` is where the row begins in a dense mask.
+    #[track_caller]
     #[inline(always)]
-    unsafe fn store_row(lane: u32, at: u64, len: u32, [w0, w1, w2, w3]: [u32; 4]) {
-        let word = |i: u32| match i {
-            0 => w0,
-            1 => w1,
-            2 => w2,
-            3 => w3,
-            _ => 0,
-        };
-        // Bytes before the first whole word, and behind the last.
+    unsafe fn store_row(lane: u32, at: u64, len: u32, nibble: u32) {
         let skew = at as u32 % 4;
-        let head = (4 - skew) % 4;
-        let tail = (len + skew) % 4;
+        let len = len.min(TILE_W);
         // SAFETY: whole words and single bytes are inside the row.
         unsafe {
-            let first = head + 4 * lane;
-            if first + 4 <= len {
-                let pixels = (word(first / 32 + 1) as u64) << 32 | word(first / 32) as u64;
-                Global::<u32>::from_address(at + first as u64)
-                    .store_streaming(0, bytes_of((pixels >> (first % 32)) as u32 & 15));
+            if skew == 0 && len % 4 == 0 {
+                if 4 * lane < len {
+                    Global::<u32>::from_address(at).store_streaming(lane as usize, bytes_of(nibble));
+                }
+                return;
             }
-            // Lanes 0 to 3 have the bytes before, lanes 4 to 7 those behind.
-            let x = if lane < 4 { lane } else { (len + 3).wrapping_sub(lane) };
-            let is_edge = if lane < 4 { lane < head.min(len) } else { lane < 4 + tail && x >= head && x < len };
-            if is_edge {
-                Global::<u8>::from_address(at + x as u64).store_streaming(0, (word(x / 32) >> (x % 32) & 1) as u8);
+            // A lane's word begins `skew` columns before its pixels. What the first lane's has before the row are the row's
+            // last pixels, of the last lane.
+            let before = warp::warp_shuffle_idx(FULL_MASK, nibble, (lane + 31) % 32);
+            let bits = (nibble << 4 | before) >> (4 - skew);
+            if 4 * lane >= skew && 4 * lane - skew + 4 <= len {
+                let word = Global::<u32>::from_address(at + (4 * lane - skew) as u64);
+                word.store_streaming(0, bytes_of(bits & 15));
+            } else {
+                let mut i = 0;
+                while i < 4 {
+                    let x = if 4 * lane + i < skew { TILE_W + i - skew } else { 4 * lane + i - skew };
+                    if x < len {
+                        Global::<u8>::from_address(at + x as u64).store_streaming(0, (bits >> i & 1) as u8);
+                    }
+                    i += 1;
+                }
             }
         }
     }
@@ -293,8 +510,17 @@ fn bytes_of(bits: u32) -> u32 {
     bits.wrapping_mul(0x0020_4081) & 0x0101_0101
 }
 
-impl Warp<'_> {
-    /// An address or a size of the arguments, read where it is used: what is computed from `args` in the loop over the tiles
+impl<'a> Group<'a> {
+    /// The group that a warp of the block looked at, or looks at; `half` is that of shared memory.
+    #[inline(always)]
+    fn new(args: &'a MaskArgs, params: Params, half: u32, warp: u32) -> Self {
+        // Not known to the compiler, which would compute what follows from them before the loop, and hold it.
+        let (lane, flags) = (math::opaque(warp::lane_id()), math::opaque(args.flags));
+        let idx = thread::block_dim_x() / 32 * half + warp;
+        Self { args, params, lane, flags, at: math::opaque(DENSE_WARPS + DENSE_WARP_BYTES * idx) }
+    }
+
+    /// An address or a size of the arguments, read where it is used: what is computed from `args` in the loop over the groups
     /// would be computed before it, and held in registers that the loop needs.
     ///
     /// # Safety
@@ -310,26 +536,26 @@ impl Warp<'_> {
     /// # Safety
     /// As [`masks_dense`]; `row` is one of the image's detections.
     #[inline(always)]
-    unsafe fn window(&self, record: &ImageRecord, row: u32) -> Window {
+    unsafe fn window(&self, record: &ImageRecord, image: u32, row: u32) -> Window {
         // SAFETY: fields of the arguments; the caller vouches for the row.
         unsafe {
-            // Through the cache: other tiles ask for the same.
+            // Through the cache: other groups ask for the same.
             let query_idx = Global::<u32>::from_address(self.args.queries_at).load(4 * row as usize);
             let mask_h: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_h) as u32);
             let mask_w: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_w) as u32);
-            let grid_idx = self.image as usize * self.args.num_queries as usize + query_idx as usize;
+            let grid_idx = image as usize * self.args.num_queries as usize + query_idx as usize;
             Window::of_grid(self.args, record, grid_idx, mask_h, mask_w)
         }
     }
 
-    /// Where the axis tables of the image begin, and where those of its rows.
+    /// Where the axis tables of an image begin, and where those of its rows.
     #[inline(always)]
-    fn tables(&self) -> (u64, u32) {
+    fn tables(&self, image: u32) -> (u64, u32) {
         // SAFETY: fields of the arguments.
         unsafe {
             let stride: u32 = self.params.load(AXES + core::mem::offset_of!(AxesLayout, image_stride) as u32);
             let rows: u32 = self.params.load(AXES + core::mem::offset_of!(AxesLayout, rows_offset) as u32);
-            (self.argument(core::mem::offset_of!(MaskArgs, axes_at)) + 16 * (self.image * stride) as u64, rows)
+            (self.argument(core::mem::offset_of!(MaskArgs, axes_at)) + 16 * (image * stride) as u64, rows)
         }
     }
 
@@ -341,55 +567,27 @@ impl Warp<'_> {
         unsafe { Shared::at(self.at + DENSE_WARP_CELLS) }
     }
 
-    /// The table entries of the tile's columns.
+    /// Area, then left, top, right and bottom of the group's foreground.
     ///
     /// # Safety
-    /// As [`Warp::cells`].
+    /// As [`Group::cells`].
     #[inline(always)]
-    unsafe fn columns(&self) -> Shared<[u32; 4]> {
+    unsafe fn stats(&self) -> Shared<u32> {
         // SAFETY: the caller vouches for it.
-        unsafe { Shared::at(self.at) }
+        unsafe { Shared::at(self.at + DENSE_WARP_STATS) }
     }
 
-    /// The words of the tile's rows, where the columns' entries are not needed.
-    ///
-    /// # Safety
-    /// As [`Warp::cells`].
-    #[inline(always)]
-    unsafe fn words(&self) -> Shared<[u32; 4]> {
-        // SAFETY: the caller vouches for it.
-        unsafe { Shared::at(self.at) }
-    }
-
-    /// The table entries of the tile's rows.
-    ///
-    /// # Safety
-    /// As [`Warp::cells`].
-    #[inline(always)]
-    unsafe fn rows(&self) -> Shared<[u32; 4]> {
-        // SAFETY: the caller vouches for it.
-        unsafe { Shared::at(self.at + DENSE_WARP_ROWS) }
-    }
-
-    /// # Safety
-    /// As [`Warp::cells`].
-    #[inline(always)]
-    unsafe fn record_words(&self) -> Shared<[u32; 4]> {
-        // SAFETY: the caller vouches for it.
-        unsafe { Shared::at(self.at + DENSE_WARP_RECORD) }
-    }
-
-    /// The record of the warp's image, of which only what is used is read.
+    /// The record of the group's image, of which only what is used is read.
     ///
     /// # Safety
     /// It is kept.
     #[inline(always)]
     unsafe fn record(&self) -> ImageRecord {
         // SAFETY: the caller vouches for the words.
-        record_of_words(|word| unsafe { self.record_words().load(word) })
+        record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(self.at).load(word) })
     }
 
-    /// Keeps the record of the image in shared memory: in registers it would crowd out everything else.
+    /// Keeps the record of an image in shared memory: in registers it would crowd out everything else; and how its masks are cut.
     ///
     /// Callers: every lane of the warp.
     ///
@@ -397,399 +595,519 @@ impl Warp<'_> {
     /// As [`masks_dense`]; the image is below the batch.
     #[track_caller]
     #[inline(always)]
-    unsafe fn keep(&self) {
+    unsafe fn keep(&self, image: u32) {
         // SAFETY: the caller vouches for the image.
         unsafe {
             if self.lane < RECORD_WORDS {
                 let offset = core::mem::offset_of!(MaskArgs, records) as u32;
                 let is_inline = self.args.batch as usize <= INLINE_IMAGES;
                 let records_at = self.args.records_at;
-                let word = load_record_word(is_inline, self.params, offset, records_at, self.image, self.lane);
-                self.record_words().store(self.lane, word);
+                let word = load_record_word(is_inline, self.params, offset, records_at, image, self.lane);
+                Shared::<[u32; 4]>::at(self.at).store(self.lane, word);
             }
+            warp::sync_warp(FULL_MASK);
+            let Shape { num_groups, num_across, num_tiles } = Shape::new(&self.record());
+            if self.lane == 0 {
+                Shared::<[u32; 4]>::at(self.at).store(RECORD_WORDS, [num_groups, num_across, num_tiles, 0]);
+            }
+            warp::sync_warp(FULL_MASK);
+        }
+    }
+
+    /// How masks of the group's image are cut.
+    ///
+    /// # Safety
+    /// The record is kept.
+    #[inline(always)]
+    unsafe fn shape(&self) -> Shape {
+        // SAFETY: the caller vouches for the words.
+        let [num_groups, num_across, num_tiles, _] = unsafe { Shared::<[u32; 4]>::at(self.at).load(RECORD_WORDS) };
+        Shape { num_groups, num_across, num_tiles }
+    }
+
+    /// Where the group lies.
+    ///
+    /// # Safety
+    /// The group's warp has looked at it.
+    #[inline(always)]
+    unsafe fn place(&self) -> Place {
+        // SAFETY: the caller vouches for the words.
+        unsafe {
+            let words = Shared::<[u32; 4]>::at(self.at + DENSE_WARP_GROUP);
+            let ([row, image, left, top], [first_row, first_column, num_columns, is_shared]) =
+                (words.load(0), words.load(1));
+            Place { row, image, left, top, first_row, first_column, num_columns, is_shared: is_shared != 0 }
+        }
+    }
+
+    /// Where a mask goes: that of row `row` of the selection.
+    ///
+    /// # Safety
+    /// As [`masks_dense`].
+    #[inline(always)]
+    unsafe fn out(&self, record: &ImageRecord, image: u32, row: u32) -> Out {
+        let is_packed = self.flags & FLAG_BIT_PACKED != 0;
+        let row_bytes = if is_packed { 4 * record.width.div_ceil(32) } else { record.width };
+        // A mask is at most 2^28 bytes.
+        let mask_bytes = (row_bytes * record.height + 15) & !15;
+        // SAFETY: fields of the arguments.
+        unsafe {
+            let image_at = self.argument(core::mem::offset_of!(MaskArgs, payload_at))
+                + image as u64 * self.argument(core::mem::offset_of!(MaskArgs, payload_image_bytes));
+            let slot = row - image * self.args.max_detections;
+            Out { mask_at: image_at + slot as u64 * mask_bytes as u64, row_bytes, is_packed }
+        }
+    }
+
+    /// Stores the group's tiles of zeros and ones.
+    ///
+    /// Callers: every lane of a warp, of the group's or another, after a barrier behind [`Group::look`].
+    ///
+    /// # Safety
+    /// As [`masks_dense`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn fill(&self) {
+        // SAFETY: the group is of this launch.
+        unsafe {
+            let [zeros, ones, ..] = Shared::<[u32; 4]>::at(self.at + DENSE_WARP_GROUP).load(2);
+            let (place, record) = (self.place(), self.record());
+            let out = self.out(&record, place.image, place.row);
+            out.fill(self.lane, [place.left, place.top], [record.width, record.height], zeros, ones);
+        }
+    }
+
+    /// Looks at a group, item `within` of those of its image: keeps its cells, where it lies, and which of its tiles are zeros or
+    /// ones; returns a bit for each tile that is mixed.
+    ///
+    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of the query, then one of cells for most groups.
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; the record is kept, and the group is the warp's own.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn look(&self, image: u32, within: u32) -> u32 {
+        // SAFETY: the group is of this launch; an image has groups; cells are inside the window, and stored in the warp's own
+        // room.
+        unsafe {
+            let record = self.record();
+            let shape = self.shape();
+            let (slot, part) = div_rem(within, shape.num_groups);
+            let (y, x) = if shape.num_across == 1 { (part, 0) } else { div_rem(part, shape.num_across) };
+            let (left, top) = (TILE_W * shape.num_tiles * x, TILE_H * y);
+            let row = image * self.args.max_detections + slot;
+            let (mut rows, mut columns) = (Span { start: u32::MAX, end: 0 }, Span { start: u32::MAX, end: 0 });
+            let part = self.part(left, top);
+            if part.has_content() {
+                let [x0, y0, x1, y1] = part.content;
+                rows = reach(&Axis::rows(&record, self.flags), y0 - record.offset_y, y1 - record.offset_y);
+                columns = reach(&Axis::columns(&record, self.flags), x0 - record.offset_x, x1 - record.offset_x);
+            }
+            let of_warp = |span: Span| Span {
+                start: warp::warp_reduce_min(FULL_MASK, span.start),
+                end: warp::warp_reduce_max(FULL_MASK, span.end),
+            };
+            let (window_rows, window_columns) = (of_warp(rows), of_warp(columns));
+            let num_columns = window_columns.end.saturating_sub(window_columns.start);
+            let num_rows = window_rows.end.saturating_sub(window_rows.start);
+            let is_shared = num_rows * num_columns <= DENSE_CELLS;
+
+            // Of the tile's cells: whether one is positive, and whether one is not positive or out of the ordinary.
+            let (mut has_positive, mut has_other, mut is_finite) = (false, false, true);
+            if num_rows * num_columns > 0 {
+                let window = self.window(&record, image, row);
+                let cells = self.cells();
+                let load = |base: u32, r: u32| {
+                    let c = window_columns.start + base;
+                    window.four(window_rows.start + r, num_rows - 1 - r, c, window_columns.end - 1, self.lane)
+                };
+                let (mut base, mut r) = (0, 0);
+                let mut four = load(0, 0);
+                // Of the lane's column: the greatest cell as an integer, by how much one is out of the ordinary, and the
+                // greatest magnitude.
+                let (mut greatest, mut farthest, mut magnitude) = (0, 0, 0);
+                loop {
+                    // The next are on their way meanwhile.
+                    let (old_base, old_r) = (base, r);
+                    r += 4;
+                    if r >= num_rows {
+                        (base, r) = (base + 32, 0);
+                    }
+                    let next = if base < num_columns { load(base, r) } else { [0.0; 4] };
+                    let is_kept = is_shared && old_base + self.lane < num_columns;
+                    let mut at = old_r * num_columns + old_base + self.lane;
+                    let mut visit = |i: u32, cell: f32| {
+                        greatest = greatest.max(cell.to_bits() as i32);
+                        farthest = farthest.max(cell.to_bits().wrapping_sub(SMALLEST.to_bits()));
+                        magnitude = magnitude.max(cell.to_bits() & 0x7fff_ffff);
+                        if is_kept && old_r + i < num_rows {
+                            cells.store(at, cell);
+                        }
+                        at += num_columns;
+                    };
+                    let [a, b, c, d] = four;
+                    visit(0, a);
+                    visit(1, b);
+                    visit(2, c);
+                    visit(3, d);
+                    four = next;
+                    if r > 0 {
+                        continue;
+                    }
+                    // These columns are done. The tile's among them:
+                    let bits = |end: u32| {
+                        let end = end.saturating_sub(window_columns.start + old_base);
+                        if end < 32 { (1 << end) - 1 } else { u32::MAX }
+                    };
+                    let tile_columns = bits(columns.end) & !bits(columns.start);
+                    let positive = warp::warp_vote_ballot(FULL_MASK, greatest > 0);
+                    let other = LARGEST.to_bits() - SMALLEST.to_bits();
+                    let other = warp::warp_vote_ballot(FULL_MASK, farthest > other);
+                    has_positive |= positive & tile_columns != 0;
+                    has_other |= other & tile_columns != 0;
+                    is_finite &= magnitude < f32::INFINITY.to_bits();
+                    (greatest, farthest, magnitude) = (0, 0, 0);
+                    if base >= num_columns {
+                        break;
+                    }
+                }
+                if !warp::warp_vote_all(FULL_MASK, is_finite) {
+                    self.count_nonfinite(image, row, left, top);
+                }
+            }
+            let group = Self { lane: math::opaque(self.lane), ..*self };
+            let part = group.part(left, top);
+            let is_full = part.is_covered && has_positive && !has_other;
+            let is_mixed = part.has_content() && has_positive && !is_full;
+            let ones = warp::warp_vote_ballot(FULL_MASK, is_full);
+            let zeros = warp::warp_vote_ballot(FULL_MASK, part.exists && !is_full && !is_mixed);
+            let mixed = warp::warp_vote_ballot(FULL_MASK, is_mixed);
+
+            let mut stats = Stats::EMPTY;
+            if is_full {
+                let [x0, y0, x1, y1] = part.content;
+                stats.add((x1 - x0) * (y1 - y0), part.content);
+            }
+            self.reset_stats();
+            if ones != 0 {
+                self.add_to_stats(&stats);
+            }
+            if self.lane < 3 {
+                let words = Shared::<[u32; 4]>::at(self.at + DENSE_WARP_GROUP);
+                let window = [window_rows.start, window_columns.start, num_columns, is_shared as u32];
+                let tiles = [zeros, ones, 0, 0];
+                let rest = if self.lane == 1 { window } else { tiles };
+                words.store(self.lane, if self.lane == 0 { [row, image, left, top] } else { rest });
+            }
+            mixed
+        }
+    }
+
+    /// The lane's tile of the group that begins at column `left` and row `top`.
+    ///
+    /// # Safety
+    /// The record is kept.
+    #[inline(always)]
+    unsafe fn part(&self, left: u32, top: u32) -> Part {
+        // SAFETY: the caller vouches for the record.
+        let record = unsafe { self.record() };
+        let (x, y) = (left + self.lane * TILE_W, top);
+        let (right, bottom) = ((x + TILE_W).min(record.width), (y + TILE_H).min(record.height));
+        // SAFETY: as above.
+        let exists = self.lane < unsafe { self.shape() }.num_tiles && x < right;
+        let (x0, y0) = (x.max(record.offset_x), y.max(record.offset_y));
+        let x1 = right.min(record.offset_x + record.content_w);
+        let y1 = bottom.min(record.offset_y + record.content_h);
+        let has_content = exists && x0 < x1 && y0 < y1 && record.window_w > 0 && record.window_h > 0;
+        let content = if has_content { [x0, y0, x1, y1] } else { [0; 4] };
+        Part { exists, content, is_covered: has_content && content == [x, y, right, bottom] }
+    }
+
+    /// Counts the cells of a group that are not finite. Nothing else is asked for less often.
+    ///
+    /// Callers: every lane of the warp.
+    ///
+    /// # Safety
+    /// As [`Group::look`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn count_nonfinite(&self, image: u32, row: u32, left: u32, top: u32) {
+        // SAFETY: the caller vouches for the group, whose cells no other group counts; the image has a header.
+        unsafe {
+            let group = Self { lane: math::opaque(self.lane), ..*self };
+            let record = group.record();
+            let part = group.part(left, top);
+            let (mut rows, mut columns) = (Span { start: u32::MAX, end: 0 }, Span { start: u32::MAX, end: 0 });
+            if part.has_content() {
+                let [x0, y0, x1, y1] = part.content;
+                rows = counted(&Axis::rows(&record, self.flags), y0 - record.offset_y, y1 - record.offset_y);
+                columns = counted(&Axis::columns(&record, self.flags), x0 - record.offset_x, x1 - record.offset_x);
+            }
+            let r_end = warp::warp_reduce_max(FULL_MASK, rows.end);
+            let c_end = warp::warp_reduce_max(FULL_MASK, columns.end);
+            let first_c = warp::warp_reduce_min(FULL_MASK, columns.start);
+            let mut r = warp::warp_reduce_min(FULL_MASK, rows.start);
+            let window = group.window(&record, image, row);
+            let mut count = 0;
+            while r < r_end {
+                let mut c = first_c + self.lane;
+                while c < c_end {
+                    count += !window.cell(r, c).is_finite() as u32;
+                    c += 32;
+                }
+                r += 1;
+            }
+            let count = warp::warp_reduce_add(FULL_MASK, count);
+            if self.lane == 0 && count > 0 {
+                let headers_at = self.argument(core::mem::offset_of!(MaskArgs, headers_at));
+                let at = headers_at + image as u64 * size_of::<ImageHeader>() as u64;
+                Global::<u32>::from_address(at).fetch_add(NONFINITE_WORD, count);
+            }
+        }
+    }
+
+    /// Readies the group's sums. Callers: every lane of the warp.
+    ///
+    /// # Safety
+    /// As [`Group::cells`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn reset_stats(&self) {
+        if self.lane < 5 {
+            // SAFETY: five words.
+            unsafe { self.stats().store(self.lane, if self.lane == 1 || self.lane == 2 { u32::MAX } else { 0 }) };
         }
         warp::sync_warp(FULL_MASK);
     }
 
-    /// Makes one tile: item `within` of those of the warp's image.
-    ///
-    /// Callers: every lane of the warp.
+    /// Adds the warp's parts to the group's sums. Callers: every lane of a warp.
     ///
     /// # Safety
-    /// As [`masks_dense`]; the record is kept, and the tile is the warp's own.
+    /// As [`Group::cells`].
     #[track_caller]
     #[inline(always)]
-    unsafe fn make_tile(&self, within: u32) {
-        let (args, lane) = (self.args, self.lane);
-        // SAFETY: the tile is of this launch; an image has tiles.
-        unsafe {
-            let ImageRecord { width, height, .. } = self.record();
-            let num_across = width.div_ceil(TILE_W);
-            let (slot, part) = div_rem(within, num_across * height.div_ceil(TILE_H));
-            let (y, x) = div_rem(part, num_across);
-            let (left, top) = (TILE_W * x, TILE_H * y);
-            let mut tile = Tile {
-                row: self.image * args.max_detections + slot,
-                left,
-                right: (left + TILE_W).min(width),
-                top,
-                bottom: (top + TILE_H).min(height),
-                first_row: 0,
-                first_column: 0,
-                num_columns: 0,
-            };
-            let kind = self.load(&mut tile);
-
-            if kind == Kind::Plain {
-                self.evaluate(&tile);
-            }
-            let ImageRecord { width, height, .. } = self.record();
-            let is_packed = self.flags & FLAG_BIT_PACKED != 0;
-            let row_bytes = if is_packed { 4 * width.div_ceil(32) } else { width };
-            let is_unaligned = !is_packed && row_bytes % 16 != 0;
-            let fill = if kind == Kind::Full { u32::MAX } else { 0 };
-            if is_unaligned && (kind == Kind::Empty || kind == Kind::Full) {
-                // Every row of the tile.
-                self.words().store(lane, [fill; 4]);
-                warp::sync_warp(FULL_MASK);
-            }
-            // A mask is at most 2^28 bytes.
-            let mask_bytes = (row_bytes * height + 15) & !15;
-            let image_at = self.argument(core::mem::offset_of!(MaskArgs, payload_at))
-                + self.image as u64 * self.argument(core::mem::offset_of!(MaskArgs, payload_image_bytes));
-            let mask_at = image_at + slot as u64 * mask_bytes as u64;
-            // Of four rows in a row, a lane stores 16 columns of one, or of 32 columns their word.
-            let lane_x = left + lane % 8 * 16;
-            let lane_byte = if is_packed { lane_x / 32 * 4 } else { lane_x };
-            let out = Out {
-                at: mask_at
-                    + if is_unaligned { top * row_bytes + left } else { (top + lane / 8) * row_bytes + lane_byte }
-                        as u64,
-                row_bytes,
-                is_packed,
-                is_unaligned,
-                stores: !is_unaligned && lane_x < tile.right && !(is_packed && lane % 2 == 1),
-            };
-            if is_unaligned || kind == Kind::Mixed || kind == Kind::Plain {
-                self.draw(&tile, kind, out);
-            } else {
-                out.fill(lane, &tile, fill);
-            }
-            if kind == Kind::Full && lane == 0 {
-                let area = (tile.bottom - top) * TILE_W;
-                self.add_stats(tile.row, area, [left, top, left + TILE_W, tile.bottom]);
+    unsafe fn add_to_stats(&self, stats: &Stats) {
+        let area = warp::warp_reduce_add(FULL_MASK, stats.area);
+        let left = warp::warp_reduce_min(FULL_MASK, stats.tight[0]);
+        let top = warp::warp_reduce_min(FULL_MASK, stats.tight[1]);
+        let right = warp::warp_reduce_max(FULL_MASK, stats.tight[2]);
+        let bottom = warp::warp_reduce_max(FULL_MASK, stats.tight[3]);
+        if self.lane == 0 && area > 0 {
+            // SAFETY: five words.
+            unsafe {
+                let words = self.stats();
+                words.fetch_add(0, area);
+                words.fetch_min(1, left);
+                words.fetch_min(2, top);
+                words.fetch_max(3, right);
+                words.fetch_max(4, bottom);
             }
         }
     }
 
-    /// Loads the cells of the tile, into shared memory too if they have room there, and counts those that are not finite;
-    /// says what they make of the tile.
+    /// Adds the group's sums to the selection's row, which began with neutral values.
     ///
-    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of the query, then one of cells for most tiles, and
-    /// six shuffles.
+    /// Callers: every lane of the group's warp, when its tiles are drawn and a barrier was passed.
     ///
     /// # Safety
-    /// As [`Warp::make_tile`].
+    /// The warp has looked at the group.
     #[track_caller]
     #[inline(always)]
-    unsafe fn load(&self, tile: &mut Tile) -> Kind {
-        let lane = self.lane;
-        // SAFETY: the row is of this launch; table entries are those of the content; cells are inside the window, and
-        // stored in the warp's own room.
+    unsafe fn add_stats(&self) {
+        // SAFETY: five words of shared memory; the row is one that the selection wrote.
         unsafe {
+            if self.lane == 0 && self.stats().load(0) > 0 {
+                let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
+                let at = rows_at + self.place().row as u64 * size_of::<DetectionRow>() as u64;
+                let (words, stats) = (Global::<u32>::from_address(at), self.stats());
+                words.fetch_add(AREA_WORD, stats.load(0));
+                words.fetch_min(BOX_WORD, stats.load(1));
+                words.fetch_min(BOX_WORD + 1, stats.load(2));
+                words.fetch_max(BOX_WORD + 2, stats.load(3));
+                words.fetch_max(BOX_WORD + 3, stats.load(4));
+            }
+        }
+    }
+
+    /// Draws a mixed tile of the group.
+    ///
+    /// Callers: every lane of a warp, of the group's or another, after a barrier behind [`Group::look`].
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; the tile is the warp's own.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn draw(&self, tile: u32) {
+        // SAFETY: the caller vouches for the tile; its rows and columns are inside the mask.
+        unsafe {
+            let mut bits = 0;
+            if !self.blend(tile, &mut bits) {
+                bits = self.evaluate(tile);
+            }
+            let (place, record) = (self.place(), self.record());
+            let (left, top) = place.tile(tile);
+            let out = self.out(&record, place.image, place.row);
+            let (mut at, len) = (out.pixels_at(left, top), record.width - left);
+            let num_rows = (record.height - top).min(TILE_H);
+            let (mut i, mut rest) = (0, bits);
+            while i < num_rows {
+                out.store(self.lane, at, len, rest & 15);
+                at += out.row_bytes as u64;
+                rest >>= 4;
+                i += 1;
+            }
+            let mut stats = Stats::EMPTY;
+            if bits != 0 {
+                let union = bits | bits >> 16;
+                let union = union | union >> 8;
+                let union = (union | union >> 4) & 15;
+                let x = left + 4 * self.lane;
+                let right = x + 32 - union.leading_zeros();
+                let bottom = top + 8 - bits.leading_zeros() / 4;
+                stats.add(
+                    bits.count_ones(),
+                    [x + union.trailing_zeros(), top + bits.trailing_zeros() / 4, right, bottom],
+                );
+            }
+            self.add_to_stats(&stats);
+        }
+    }
+
+    /// The pixels of a mixed tile: four bits a row, the lane's columns. False, and none, if a row or a column has more than two
+    /// cells, or the cells are not in shared memory.
+    ///
+    /// Callers: every lane of a warp; the answer is the same in all.
+    ///
+    /// # Safety
+    /// As [`Group::draw`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn blend(&self, tile: u32, bits: &mut u32) -> bool {
+        let is_bilinear = self.flags & FLAG_BILINEAR != 0;
+        // SAFETY: the group is of this launch; table entries are those of the content; what rows and columns of the tile are
+        // made of was kept.
+        unsafe {
+            let place = self.place();
+            let (left, top) = place.tile(tile);
             let record = self.record();
-            // The content's part of the tile.
-            let (x0, y0) = (tile.left.max(record.offset_x), tile.top.max(record.offset_y));
-            let x1 = tile.right.min(record.offset_x + record.content_w);
-            let y1 = tile.bottom.min(record.offset_y + record.content_h);
-            if x0 >= x1 || y0 >= y1 || record.window_w == 0 || record.window_h == 0 {
-                return Kind::Empty;
-            }
-            let window = self.window(&record, tile.row);
-            let is_covered = x1 - x0 == TILE_W && y1 - y0 == tile.bottom - tile.top;
-
-            // Three lanes look up rows, three columns: the first, the last, and the one behind.
-            let is_row = lane & 4 == 0;
-            let pick = |row: u32, column: u32| if is_row { row } else { column };
-            let offset = pick(record.offset_y, record.offset_x);
-            let (start, end) = (pick(y0, x0) - offset, pick(y1, x1) - offset);
-            let n_out = pick(record.content_h, record.content_w);
-            // Selected without branches: a match would become a table of jumps.
-            let (is_start, is_last) = (lane & 3 == 0, lane & 3 == 1);
-            let i = if is_start { start } else { (end - is_last as u32).min(n_out - 1) };
-            // Computed, not looked up: the table would have to be waited for.
-            let all = pick(record.window_h, record.window_w);
-            let (rows, columns) = (Axis::rows(&record, self.flags), Axis::columns(&record, self.flags));
-            let (scale, support) = if is_row { (rows.scale, rows.support) } else { (columns.scale, columns.support) };
-            let (first, count) = Axis { n_in: all, n_out, scale, support, ..columns }.span(i);
-            // Cells before the first are of the tile before, but for the first tile; those behind the last, likewise.
-            let value = first + if is_last { count } else { 0 };
-            let value = if is_start && start == 0 { 0 } else { value };
-            let value = if !is_start && !is_last && end == n_out { all } else { value };
-            let from = |lane: u32| warp::warp_shuffle_idx(FULL_MASK, value, lane);
-            let owned_rows = Span { start: from(0), end: from(2) };
-            let owned_columns = Span { start: from(4), end: from(6) };
-            let row_end = from(1).max(owned_rows.end).min(record.window_h);
-            let column_end = from(5).max(owned_columns.end).min(record.window_w);
-            tile.first_row = owned_rows.start;
-            tile.first_column = owned_columns.start;
-            tile.num_columns = column_end - tile.first_column;
-            let is_shared = (row_end - tile.first_row) * tile.num_columns <= DENSE_CELLS;
-
-            let cells = self.cells();
-            let (mut any, mut all, mut is_finite) = (false, true, true);
-            // Eight columns and eight rows at a time, two rows a lane.
-            let mut first_r = tile.first_row;
-            while first_r < row_end {
-                let r = first_r + lane / 8;
-                let mut c = tile.first_column + lane % 8;
-                let mut idx = (r - tile.first_row) * tile.num_columns + lane % 8;
-                while c < column_end {
-                    let [cell, other] = window.pair(r, c);
-                    let mut visit = |r: u32, idx: u32, cell: f32| {
-                        if r < row_end {
-                            any |= cell > 0.0;
-                            all &= (SMALLEST..=LARGEST).contains(&cell);
-                            is_finite &= cell.is_finite();
-                            if is_shared {
-                                cells.store(idx, cell);
-                            }
-                        }
-                    };
-                    visit(r, idx, cell);
-                    visit(r + 4, idx + 4 * tile.num_columns, other);
-                    c += 8;
-                    idx += 8;
-                }
-                first_r += 8;
-            }
-            if !warp::warp_vote_any(FULL_MASK, any || !is_finite) {
-                return Kind::Empty;
-            }
-            if !warp::warp_vote_all(FULL_MASK, is_finite) {
-                let mut count = 0;
-                let mut r = owned_rows.start;
-                while r < owned_rows.end {
-                    let mut c = owned_columns.start + lane;
-                    while c < owned_columns.end {
-                        count += !window.cell(r, c).is_finite() as u32;
-                        c += 32;
-                    }
-                    r += 1;
-                }
-                let count = warp::warp_reduce_add(FULL_MASK, count);
-                if lane == 0 && count > 0 {
-                    let headers_at = self.argument(core::mem::offset_of!(MaskArgs, headers_at));
-                    let at = headers_at + self.image as u64 * size_of::<ImageHeader>() as u64;
-                    Global::<u32>::from_address(at).fetch_add(NONFINITE_WORD, count);
-                }
-            }
-            if is_covered && warp::warp_vote_all(FULL_MASK, all) {
-                return Kind::Full;
-            }
-            // The lanes have the rows' entries, and those of the columns, one after the other.
-            let (tables_at, rows_offset) = self.tables();
+            // The lanes have the entries of four columns and of one row each. Outside the content there are no cells.
+            let (tables_at, rows_offset) = self.tables(place.image);
             let entries = Global::<[u32; 4]>::from_address(tables_at);
-            // Columns and rows outside the content have no cells.
-            let column = |i: u32| {
-                let x = (tile.left + 32 * i + lane).wrapping_sub(record.offset_x);
-                if x < record.content_w { entries.load(x as usize) } else { [0; 4] }
+            let x = (left + 4 * self.lane).wrapping_sub(record.offset_x);
+            let entry = |i: u32| {
+                let x = x.wrapping_add(i);
+                if x < record.content_w { entries.load_early(x as usize) } else { [0; 4] }
             };
-            let y = (tile.top + lane).wrapping_sub(record.offset_y);
-            let is_row = y < record.content_h;
-            let row = if is_row { entries.load((rows_offset + y) as usize) } else { [0; 4] };
-            let (c0, c1, c2, c3) = (column(0), column(1), column(2), column(3));
-            let columns = self.columns();
-            columns.store(lane, c0);
-            columns.store(32 + lane, c1);
-            columns.store(64 + lane, c2);
-            columns.store(96 + lane, c3);
-            // The weight of the product that is rounded comes first: without antialias that is the second cell's.
-            let [span, w0, w1, _] = row;
-            let is_bilinear = self.flags & FLAG_BILINEAR != 0;
-            self.rows().store(lane, if is_bilinear { [span, w1, w0, 0] } else { [span, w0, w1, 0] });
+            let (c0, c1, c2, c3) = (entry(0), entry(1), entry(2), entry(3));
+            let y = (top + self.lane % TILE_H).wrapping_sub(record.offset_y);
+            let row = if y < record.content_h { entries.load_early((rows_offset + y) as usize) } else { [0; 4] };
             // Counts are in the upper halves.
             let most = row[0].max(c0[0]).max(c1[0]).max(c2[0].max(c3[0])) >> 16;
-            warp::sync_warp(FULL_MASK);
-            if is_shared && !warp::warp_vote_any(FULL_MASK, most > 2) { Kind::Mixed } else { Kind::Plain }
-        }
-    }
+            if !place.is_shared || warp::warp_vote_any(FULL_MASK, most > 2) {
+                return false;
+            }
+            let column = |entry: [u32; 4]| Column::new(entry, record.window_w, place.first_column, is_bilinear);
+            let (c0, c1, c2, c3) = (column(c0), column(c1), column(c2), column(c3));
+            let last_row = record.window_h - 1;
+            let cells = self.cells();
+            let stretched = |r: u32| {
+                let at = (r.min(last_row) - place.first_row) * place.num_columns;
+                [c0.blend(cells, at), c1.blend(cells, at), c2.blend(cells, at), c3.blend(cells, at)]
+            };
 
-    /// Evaluates the pixels of a tile one by one, whatever its cells and axes are. Nothing else is asked for less often.
-    ///
-    /// Callers: every lane of the warp.
-    ///
-    /// # Safety
-    /// The tile was loaded.
-    #[track_caller]
-    #[inline(always)]
-    unsafe fn evaluate(&self, tile: &Tile) {
-        // SAFETY: the row is of this launch; pixels are inside the content.
-        unsafe {
-            let words = Shared::<u32>::at(self.at);
+            // The window rows above and below, in this lane's columns, and which they are.
+            let (mut above, mut below, mut span) = ([0.0; 4], [0.0; 4], 0);
             let mut i = 0;
-            while i < 4 * (tile.bottom - tile.top) {
-                // Nothing is held in registers from one round to the next, where tiles that are not plain need them.
-                let warp = Warp { image: math::opaque(self.image), at: math::opaque(self.at), ..*self };
-                let (tables_at, rows_offset) = warp.tables();
-                let geometry = Geometry::of_tables(warp.record(), self.flags, tables_at, rows_offset);
-                let record = &geometry.record;
-                let window = warp.window(record, math::opaque(tile.row));
-                let x = (tile.left + i % 4 * 32 + self.lane).wrapping_sub(record.offset_x);
-                let y = (tile.top + i / 4).wrapping_sub(record.offset_y);
-                let is_foreground = x < record.content_w
-                    && y < record.content_h
-                    && window.is_foreground(&geometry, &geometry.column(x), y);
-                let word = warp::warp_vote_ballot(FULL_MASK, is_foreground);
-                if self.lane == 0 {
-                    words.store(i, word);
+            while i < TILE_H {
+                let from = |word: u32| warp::warp_shuffle_idx(FULL_MASK, word, i);
+                let row_span = from(row[0]);
+                let (first, count) = (row_span & 0xffff, row_span >> 16);
+                let (w0, w1) = (f32::from_bits(from(row[1])), f32::from_bits(from(row[2])));
+                if row_span != span && count > 0 {
+                    // One row further, the row below becomes the one above.
+                    let is_next = span >> 16 == 2 && span & 0xffff == first.wrapping_sub(1);
+                    above = if is_next { below } else { stretched(first) };
+                    // What a cell that does not exist adds is zero, even next to infinity.
+                    below = if count == 2 { stretched(first + 1) } else { [0.0; 4] };
+                    span = row_span;
                 }
+                // Rows outside the content have weights of zero.
+                let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (above, below);
+                let is_foreground = |a: f32, b: f32| {
+                    let value = if is_bilinear { math::fma(w0, a, w1 * b) } else { math::fma(b, w1, a * w0) };
+                    (value > 0.0) as u32
+                };
+                let nibble = is_foreground(a0, b0)
+                    | is_foreground(a1, b1) << 1
+                    | is_foreground(a2, b2) << 2
+                    | is_foreground(a3, b3) << 3;
+                *bits |= nibble << (4 * i);
                 i += 1;
             }
         }
-        warp::sync_warp(FULL_MASK);
+        true
     }
 
-    /// Adds the area and box of a tile to the selection's row, which began with neutral values. Callers: one lane.
+    /// The pixels of a tile as [`blend`](Self::blend) has them, one by one, whatever its cells and axes are.
+    ///
+    /// Callers: every lane of a warp.
     ///
     /// # Safety
-    /// `row` is a row that the selection wrote.
+    /// As [`Group::draw`].
     #[inline(always)]
-    unsafe fn add_stats(&self, row: u32, area: u32, [left, top, right, bottom]: [u32; 4]) {
+    unsafe fn evaluate(&self, tile: u32) -> u32 {
+        let mut bits = 0;
+        let mut j = 0;
+        while j < 4 * TILE_H {
+            // SAFETY: the row is of this launch; pixels are inside the content.
+            unsafe {
+                // Nothing is held in registers from one round to the next, where tiles that are not plain need them.
+                let group = Self { at: math::opaque(self.at), ..*self };
+                let place = group.place();
+                let (left, top) = place.tile(tile);
+                let (tables_at, rows_offset) = group.tables(place.image);
+                let geometry = Geometry::of_tables(group.record(), self.flags, tables_at, rows_offset);
+                let record = &geometry.record;
+                let window = group.window(record, place.image, place.row);
+                let x = (left + 4 * self.lane + j % 4).wrapping_sub(record.offset_x);
+                let y = (top + j / 4).wrapping_sub(record.offset_y);
+                let is_foreground = x < record.content_w
+                    && y < record.content_h
+                    && window.is_foreground(&geometry, &geometry.column(x), y);
+                bits |= (is_foreground as u32) << j;
+            }
+            j = math::opaque(j) + 1;
+        }
+        bits
+    }
+}
+
+/// A column of one or two cells, of those that a group has in shared memory; or of none, outside the content.
+#[derive(Clone, Copy)]
+struct Column {
+    taps: Taps,
+    /// Its cells' indices in a row.
+    first: u32,
+    second: u32,
+}
+
+impl Column {
+    #[inline(always)]
+    fn new(entry: [u32; 4], window_w: u32, first_column: u32, is_bilinear: bool) -> Self {
+        let taps = Taps::new(entry, window_w, is_bilinear);
+        // Outside the content it is said to have the first cell, with weights of zero.
+        let idx = |c: u32| c.max(first_column) - first_column;
+        Self { taps, first: idx(taps.first), second: idx(taps.second) }
+    }
+
+    /// Its value in the row of cells that begins at `at`: the horizontal pass.
+    ///
+    /// # Safety
+    /// The row has been kept.
+    #[inline(always)]
+    unsafe fn blend(&self, cells: Shared<f32>, at: u32) -> f32 {
         // SAFETY: the caller vouches for the row.
-        unsafe {
-            let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
-            let words = Global::<u32>::from_address(rows_at + row as u64 * size_of::<DetectionRow>() as u64);
-            words.fetch_add(AREA_WORD, area);
-            words.fetch_min(BOX_WORD, left);
-            words.fetch_min(BOX_WORD + 1, top);
-            words.fetch_max(BOX_WORD + 2, right);
-            words.fetch_max(BOX_WORD + 3, bottom);
-        }
-    }
-
-    /// Stores a tile row by row: evaluates the pixels if it is mixed, else takes their words from shared memory.
-    ///
-    /// Callers: every lane of the warp.
-    ///
-    /// # Safety
-    /// The tile was loaded, and has its words if it is not mixed.
-    #[track_caller]
-    #[inline(always)]
-    unsafe fn draw(&self, tile: &Tile, kind: Kind, out: Out) {
-        let lane = self.lane;
-        let is_bilinear = self.flags & FLAG_BILINEAR != 0;
-        let is_mixed = kind == Kind::Mixed;
-        let mut out = out;
-        let mut stats = Stats::EMPTY;
-        // SAFETY: the caller vouches for the tile; shared memory is the warp's own.
-        unsafe {
-            // Of the window rows above and below: which they are, and the values of this lane's four columns, `a` those whose
-            // product is rounded: above, or without antialias below.
-            let mut span = 0;
-            let (mut a0, mut a1, mut a2, mut a3) = (0.0, 0.0, 0.0, 0.0);
-            let (mut b0, mut b1, mut b2, mut b3) = (0.0, 0.0, 0.0, 0.0);
-            let mut mine = 0;
-            let mut y = tile.top;
-            while y < tile.bottom {
-                let (w0, w1, w2, w3);
-                if is_mixed {
-                    let [row_span, weight_a, weight_b, _] = self.rows().load(y - tile.top);
-                    let (weight_a, weight_b) = (f32::from_bits(weight_a), f32::from_bits(weight_b));
-                    if row_span != span {
-                        let (first, count) = (row_span & 0xffff, row_span >> 16);
-                        // One row further, the row below becomes the one above.
-                        let is_next = span >> 16 == 2 && span & 0xffff == first.wrapping_sub(1);
-                        let mut step = if is_next { 4 } else { 0 };
-                        span = row_span;
-                        while step < 4 * count {
-                            let value = self.stretched(tile, step % 4 * 32 + lane, first + step / 4);
-                            let (a, b) = if is_bilinear { (value, a0) } else { (b0, value) };
-                            // Four rounds bring each column back to its place.
-                            (a0, a1, a2, a3) = (a1, a2, a3, a);
-                            (b0, b1, b2, b3) = (b1, b2, b3, b);
-                            step += 1;
-                        }
-                        if count == 1 {
-                            // What a cell that does not exist adds is zero, even next to infinity.
-                            if is_bilinear {
-                                (b0, b1, b2, b3) = (a0, a1, a2, a3);
-                                (a0, a1, a2, a3) = (0.0, 0.0, 0.0, 0.0);
-                            } else {
-                                (a0, a1, a2, a3) = (b0, b1, b2, b3);
-                                (b0, b1, b2, b3) = (0.0, 0.0, 0.0, 0.0);
-                            }
-                        }
-                    }
-                    // Rows outside the content have weights of zero.
-                    let is_foreground = |a: f32, b: f32| math::fma(b, weight_b, a * weight_a) > 0.0;
-                    w0 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a0, b0));
-                    w1 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a1, b1));
-                    w2 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a2, b2));
-                    w3 = warp::warp_vote_ballot(FULL_MASK, is_foreground(a3, b3));
-                } else {
-                    [w0, w1, w2, w3] = self.words().load(y - tile.top);
-                }
-                if out.is_unaligned {
-                    Out::store_row(lane, out.at, tile.right - tile.left, [w0, w1, w2, w3]);
-                    out.at += out.row_bytes as u64;
-                }
-                let (low, high) = if lane & 2 == 0 { (w0, w2) } else { (w1, w3) };
-                let round = (y - tile.top) % 4;
-                if round == lane / 8 {
-                    mine = if lane & 4 == 0 { low } else { high };
-                }
-                y += 1;
-                if round == 3 || y == tile.bottom {
-                    let pixels = mine >> (16 * (lane & 1)) & 0xffff;
-                    let (lane_x, lane_y) = (tile.left + lane % 8 * 16, y - 1 - round + lane / 8);
-                    if pixels != 0 {
-                        let (first, end) = (pixels.trailing_zeros(), 32 - pixels.leading_zeros());
-                        stats.add(pixels.count_ones(), [lane_x + first, lane_y, lane_x + end, lane_y + 1]);
-                    }
-                    if out.stores && lane_y < tile.bottom {
-                        if out.is_packed {
-                            Global::<u32>::from_address(out.at).store_streaming(0, mine);
-                        } else {
-                            let bytes = |shift: u32| bytes_of(pixels >> shift & 15);
-                            Global::<[u32; 4]>::from_address(out.at)
-                                .store_streaming(0, [bytes(0), bytes(4), bytes(8), bytes(12)]);
-                        }
-                    }
-                    if !out.is_unaligned {
-                        out.at += 4 * out.row_bytes as u64;
-                    }
-                    mine = 0;
-                }
-            }
-            if kind != Kind::Empty && kind != Kind::Full {
-                let area = warp::warp_reduce_add(FULL_MASK, stats.area);
-                let left = warp::warp_reduce_min(FULL_MASK, stats.tight[0]);
-                let top = warp::warp_reduce_min(FULL_MASK, stats.tight[1]);
-                let right = warp::warp_reduce_max(FULL_MASK, stats.tight[2]);
-                let bottom = warp::warp_reduce_max(FULL_MASK, stats.tight[3]);
-                if lane == 0 && area > 0 {
-                    self.add_stats(tile.row, area, [left, top, right, bottom]);
-                }
-            }
-        }
-    }
-
-    /// The value of column `i` of the tile in window row `r`, or in the window's last: the horizontal pass. Columns
-    /// without cells have weights of zero.
-    ///
-    /// # Safety
-    /// The tile is mixed, and its part of the window has the row.
-    #[inline(always)]
-    unsafe fn stretched(&self, tile: &Tile, i: u32, r: u32) -> f32 {
-        // SAFETY: the caller vouches for the row; a column outside the content is said to have the tile's first cell.
-        unsafe {
-            let ImageRecord { window_w, window_h, .. } = self.record();
-            let column = Taps::new(self.columns().load(i), window_w, self.flags & FLAG_BILINEAR != 0);
-            let at = (r.min(window_h - 1) - tile.first_row) * tile.num_columns;
-            let cell = |c: u32| self.cells().load(at + c.max(tile.first_column) - tile.first_column);
-            column.blend(cell(column.first), cell(column.second))
-        }
+        unsafe { self.taps.blend(cells.load(at + self.first), cells.load(at + self.second)) }
     }
 }
 

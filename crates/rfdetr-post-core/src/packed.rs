@@ -474,31 +474,37 @@ pub mod shared {
         pub const RLE_FIXED_BYTES: u32 = (TILE_CARRIES + 4 * MAX_TILES).next_multiple_of(16);
 
         /// Dense masks: largest block.
-        pub const DENSE_MAX_THREADS: u32 = 128;
+        pub const DENSE_MAX_THREADS: u32 = 256;
         /// Dense masks: blocks of that size that the compiler leaves registers for on a multiprocessor: the most without
         /// spills.
-        pub const DENSE_MIN_BLOCKS: u32 = 7;
-        /// Dense masks: columns of a tile, which a warp makes.
+        pub const DENSE_MIN_BLOCKS: u32 = 3;
+        /// Dense masks: columns of a tile.
         pub const DENSE_TILE_W: u32 = 128;
         /// Dense masks: rows of a tile.
-        pub const DENSE_TILE_H: u32 = 32;
-        /// Dense masks: cells of a tile that have room; tiles with more read them from device memory again.
-        pub const DENSE_CELLS: u32 = 640;
-        /// Dense masks: what each warp has for itself, from here on: the table entries of a tile's columns and rows, the
-        /// image's record, and the tile's cells.
-        pub const DENSE_WARPS: u32 = ODD;
-        /// Dense masks: where a warp's rows begin.
-        pub const DENSE_WARP_ROWS: u32 = 16 * DENSE_TILE_W;
-        /// Dense masks: where a warp's record begins.
-        pub const DENSE_WARP_RECORD: u32 = DENSE_WARP_ROWS + 16 * DENSE_TILE_H;
-        /// Dense masks: where a warp's cells begin.
-        pub const DENSE_WARP_CELLS: u32 = DENSE_WARP_RECORD + size_of::<super::super::ImageRecord>() as u32;
+        pub const DENSE_TILE_H: u32 = 8;
+        /// Dense masks: tiles side by side that a warp looks at together: a group.
+        pub const DENSE_TILES: u32 = 16;
+        /// Dense masks: cells of a group that have room; groups with more read them from device memory again.
+        pub const DENSE_CELLS: u32 = 832;
+        /// Dense masks: the mixed tiles of the groups that the block draws, and of those that it looks at: words, as many for each
+        /// warp as a group has tiles.
+        pub const DENSE_LIST: u32 = ODD;
+        /// Dense masks: what each warp has for a group, from here on, twice: the image's record, how its masks are cut, where the
+        /// group lies, its sums, and its cells.
+        pub const DENSE_WARPS: u32 = (DENSE_LIST + 2 * 4 * DENSE_TILES * (DENSE_MAX_THREADS / 32)).next_multiple_of(16);
+        /// Dense masks: where three fours of words begin that say where a warp's group lies, and which of its tiles are zeros
+        /// and ones.
+        pub const DENSE_WARP_GROUP: u32 = size_of::<super::super::ImageRecord>() as u32 + 16;
+        /// Dense masks: where a group's sums begin.
+        pub const DENSE_WARP_STATS: u32 = DENSE_WARP_GROUP + 48;
+        /// Dense masks: where a group's cells begin.
+        pub const DENSE_WARP_CELLS: u32 = DENSE_WARP_STATS + 32;
         /// Dense masks: bytes of a warp.
         pub const DENSE_WARP_BYTES: u32 = DENSE_WARP_CELLS + 4 * DENSE_CELLS;
 
         /// Size for `rfdetr_masks_dense`.
         pub const fn dense_bytes(threads: u32) -> u32 {
-            DENSE_WARPS + threads / 32 * DENSE_WARP_BYTES
+            DENSE_WARPS + 2 * (threads / 32) * DENSE_WARP_BYTES
         }
 
         /// Size for `rfdetr_masks_grid`.

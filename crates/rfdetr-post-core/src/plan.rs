@@ -70,7 +70,7 @@ pub struct DeviceLimits {
     /// Blocks of the run-length kernel a multiprocessor, at most, where there are no clusters; fewer where a mask's cells need the
     /// shared memory of several.
     pub rle_blocks_per_multiprocessor: u32,
-    /// Threads of a block of the other mask kernels, a multiple of 32; 384 at most are taken, 128 by the dense kernel.
+    /// Threads of a block of the other mask kernels, a multiple of 32; 384 at most are taken, 256 by the dense kernel.
     pub mask_threads: u32,
     /// Blocks of the other mask kernels a multiprocessor; fewer where their threads are more than a multiprocessor has.
     pub mask_blocks_per_multiprocessor: u32,
@@ -87,8 +87,8 @@ impl DeviceLimits {
             rle_threads: 512,
             rle_clusters: 0,
             rle_blocks_per_multiprocessor: 1,
-            mask_threads: 128,
-            mask_blocks_per_multiprocessor: 7,
+            mask_threads: 256,
+            mask_blocks_per_multiprocessor: 3,
             max_shared_bytes: MIN_SHARED_BYTES,
         }
     }
