@@ -6,7 +6,7 @@ use crate::{
     inputs::load_element,
     masks::{self, Stats, Work},
     scan::div_rem,
-    simt::{global::Global, grid, params::Params, thread, warp},
+    simt::{global::Global, grid, params::Params, thread},
 };
 
 /// Copies the mask grid of every detection of the batch.
@@ -65,13 +65,9 @@ unsafe fn copy_grid(args: &MaskArgs, image: u32, slot: u32) {
             }
             i += thread::block_dim_x();
         }
-        let nonfinite = warp::warp_reduce_add(warp::FULL_MASK, nonfinite);
-        if warp::lane_id() == 0 {
-            masks::add_nonfinite(args, image, nonfinite);
-        }
-        let stats = stats.block_sum();
+        let (stats, nonfinite) = stats.block_sum(nonfinite);
         if thread::thread_idx_x() == 0 {
-            masks::write_result_row(args, row, &stats, 0, cells, 0);
+            masks::write_result_row(args, row, &stats, nonfinite, cells, 0);
         }
     }
 }

@@ -145,7 +145,11 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         payload_at: arena.alloc(plan.payload_bytes.max(1) as usize),
     };
     let work = |offset: u64| buffers.work_at + offset;
-    arena.write(work(plan.work.done), &[0; 16]);
+    // Of the counters, the selection sets the second; of the result, nobody relies on anything but the host's zeros.
+    arena.write(work(plan.work.counters), &[0, 0, 0, 0, 0xa5, 0xa5, 0xa5, 0xa5]);
+    arena.write(buffers.result_at, &vec![0xa5; plan.result.masks as usize]);
+    let flags_len = 4 * plan.num_flags(metas.len()) as usize;
+    arena.write(buffers.result_at + plan.result.flags, &vec![0; flags_len]);
     arena.write(work(plan.work.columns), &plan.column_bytes());
     let records = plan.records(metas);
     if records.len() > INLINE_IMAGES {
@@ -178,9 +182,9 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
 
     let result = device.arena.download(buffers.result_at, plan.result.bytes as usize);
     let payload = device.arena.download(buffers.payload_at, plan.payload_bytes as usize);
-    assert_eq!(result[..4], sequence.to_ne_bytes(), "the result was not published");
-    let done = device.arena.download(work(plan.work.done), 12);
-    assert_eq!(done, [0; 12], "the counters are not zero between launches");
+    let flags = &result[plan.result.flags as usize..][..flags_len];
+    assert!(flags.chunks_exact(4).all(|flag| flag == sequence.to_ne_bytes()), "flags are not set: {flags:?}");
+    assert_eq!(device.arena.download(work(plan.work.counters), 4), [0; 4], "the counter is not zero between launches");
     Ok(PackedResult::new(&plan, metas, &result)?.decode(&payload)?)
 }
 

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     geometry::{ImageMeta, Size},
     options::MaskFormat,
-    packed::{DetectionRow, ImageHeader, ResultHeader},
+    packed::{DetectionRow, Health, ImageHeader, PackedRow},
     plan::Plan,
 };
 
@@ -22,43 +22,53 @@ pub struct PackedResult<'a> {
 impl<'a> PackedResult<'a> {
     /// Checks the result of a request with these images: `bytes` are the plan's `result.bytes`.
     ///
-    /// Errors: [`Error::Capacity`] if a mask did not fit, [`Error::Packed`] if the result contradicts itself.
+    /// Errors: [`Error::Capacity`] if a mask did not fit, [`Error::Packed`] if the result contradicts the plan.
     pub fn new(plan: &'a Plan, metas: &'a [ImageMeta], bytes: &'a [u8]) -> Result<Self> {
-        let packed = |field, expected: u64, got: u64| {
-            if expected == got {
-                Ok(())
-            } else {
-                Err(Error::Packed { field, expected: expected.to_string(), got: got.to_string() })
-            }
-        };
-        packed("bytes", plan.result.bytes, bytes.len() as u64)?;
+        let result = Self::of_headers(plan, metas, bytes)?;
+        result.check_capacity()?;
+        Ok(result)
+    }
+
+    /// [`new`](Self::new) for a result of which only the headers are there yet: rows and masks are not looked at.
+    ///
+    /// Errors: [`Error::Packed`].
+    pub fn of_headers(plan: &'a Plan, metas: &'a [ImageMeta], bytes: &'a [u8]) -> Result<Self> {
+        if bytes.len() as u64 != plan.result.bytes {
+            return Err(Error::Packed {
+                field: "bytes",
+                expected: plan.result.bytes.to_string(),
+                got: bytes.len().to_string(),
+            });
+        }
         let result = Self { plan, metas, bytes };
-        let header: ResultHeader = result.record(0, 0);
-        packed("num_images", metas.len() as u64, header.num_images.into())?;
-        let mut total = 0;
-        for image in 0..metas.len() {
-            let header = result.header(image);
-            total += u64::from(header.num_detections);
-            let needed = header.needed_mask_len;
-            if needed > plan.mask_capacity && is_run_length(plan.spec.options.mask_format) {
-                let unit = if plan.spec.options.mask_format == MaskFormat::Counts { "counts" } else { "bytes" };
-                return Err(Error::Capacity {
-                    image,
-                    unit,
-                    capacity: plan.mask_capacity.into(),
-                    needed: needed.into(),
-                });
-            }
-            if header.num_detections > plan.max_detections {
+        for num_detections in (0..metas.len()).map(|image| result.num_detections(image)) {
+            if num_detections > plan.max_detections {
                 return Err(Error::Packed {
                     field: "num_detections",
                     expected: format!("at most {}", plan.max_detections),
-                    got: header.num_detections.to_string(),
+                    got: num_detections.to_string(),
                 });
             }
         }
-        packed("num_detections", total, header.num_detections.into())?;
         Ok(result)
+    }
+
+    /// The first image with a mask longer than its room is an error that names its longest one.
+    fn check_capacity(&self) -> Result<()> {
+        let plan = self.plan;
+        let unit = match plan.spec.options.mask_format {
+            MaskFormat::Counts => "counts",
+            MaskFormat::Rle => "bytes",
+            _ => return Ok(()),
+        };
+        for image in 0..self.num_images() {
+            let needed = self.packed_rows(image).map(|row| row.mask_len).max().unwrap_or(0);
+            if needed > plan.mask_capacity {
+                let (capacity, needed) = (plan.mask_capacity.into(), needed.into());
+                return Err(Error::Capacity { image, unit, capacity, needed });
+            }
+        }
+        Ok(())
     }
 
     /// Number of images.
@@ -66,15 +76,35 @@ impl<'a> PackedResult<'a> {
         self.metas.len()
     }
 
-    /// Header of an image. Panics beyond the batch, like a slice.
-    pub fn header(&self, image: usize) -> ImageHeader {
-        self.record(self.plan.result.headers, image)
+    /// Number of detections of an image. Panics beyond the batch, like a slice.
+    pub fn num_detections(&self, image: usize) -> u32 {
+        self.header(image).num_detections
+    }
+
+    /// Non-finite values of an image. Panics beyond the batch.
+    pub fn health(&self, image: usize) -> Health {
+        // The sum of what fits: 2^18 cells for each of 1024 detections. It wraps only for rows that are damaged.
+        let of_rows = self.packed_rows(image).map(|row| row.nonfinite_mask_logits);
+        Health { nonfinite_mask_logits: of_rows.fold(0, u32::wrapping_add), ..self.header(image).health }
     }
 
     /// Row of a detection; its `mask_offset` counts from the image's masks. Panics beyond the detections.
     pub fn row(&self, image: usize, idx: usize) -> DetectionRow {
-        assert!(idx < self.header(image).num_detections as usize, "row {idx} of image {image} is not there");
+        assert!(idx < self.num_detections(image) as usize, "row {idx} of image {image} is not there");
+        // The capacity is zero for masks of a fixed size, whose rows have no offset.
+        self.packed_row(image, idx).detection((idx as u32).wrapping_mul(self.plan.mask_capacity))
+    }
+
+    fn header(&self, image: usize) -> ImageHeader {
+        self.record(self.plan.result.headers, image)
+    }
+
+    fn packed_row(&self, image: usize, idx: usize) -> PackedRow {
         self.record(self.plan.result.rows, image * self.plan.max_detections as usize + idx)
+    }
+
+    fn packed_rows(&self, image: usize) -> impl Iterator<Item = PackedRow> {
+        (0..self.num_detections(image) as usize).map(move |idx| self.packed_row(image, idx))
     }
 
     /// The run-length mask of a detection, in bytes; none for the other formats.
@@ -99,8 +129,7 @@ impl<'a> PackedResult<'a> {
     }
 
     fn decode_image(&self, image: usize, payload: &[u8]) -> Result<ImageDetections> {
-        let header = self.header(image);
-        let mut rows: Vec<_> = (0..header.num_detections as usize).map(|idx| self.row(image, idx)).collect();
+        let mut rows: Vec<_> = (0..self.num_detections(image) as usize).map(|idx| self.row(image, idx)).collect();
         let size = self.metas[image].original;
         let masks = match self.plan.spec.options.mask_format {
             MaskFormat::None => Masks::None,
@@ -117,7 +146,7 @@ impl<'a> PackedResult<'a> {
             MaskFormat::Counts => Masks::Counts(self.gather_runs(image, &mut rows)?),
             MaskFormat::Rle => Masks::Rle(self.gather_runs(image, &mut rows)?),
         };
-        Ok(ImageDetections { size, rows, masks, health: header.health })
+        Ok(ImageDetections { size, rows, masks, health: self.health(image) })
     }
 
     /// Masks of a fixed size, `len` elements each: where they lie is rounded up to 16 bytes.
@@ -167,8 +196,4 @@ impl<'a> PackedResult<'a> {
         let start = offset as usize + idx * size_of::<T>();
         bytemuck::pod_read_unaligned(&self.bytes[start..start + size_of::<T>()])
     }
-}
-
-fn is_run_length(format: MaskFormat) -> bool {
-    matches!(format, MaskFormat::Counts | MaskFormat::Rle)
 }
