@@ -40,7 +40,7 @@
 //! address allows it, and as bytes at the tile's edges.
 
 use rfdetr_post_core::packed::{
-    AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs,
+    AxesLayout, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, PackedRow,
     shared::masks::{
         DENSE_CELLS, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_WARP_BYTES, DENSE_WARP_CELLS,
         DENSE_WARP_RECORD, DENSE_WARP_ROWS, DENSE_WARPS,
@@ -152,16 +152,12 @@ unsafe fn finish(args: &MaskArgs, params: Params, num_blocks: u32) {
                 let record = masks::record(args, params, image);
                 let is_packed = args.flags & FLAG_BIT_PACKED != 0;
                 let len = record.height * if is_packed { record.width.div_ceil(32) } else { record.width };
-                masks::write_result_row(args, row as usize, &load_stats(args, row as usize), 0, len, 0);
+                let (stats, nonfinite) = load_stats(args, row as usize);
+                masks::write_result_row(args, row as usize, &stats, nonfinite, len);
             }
             row += block;
         }
-        let (mut num_masks, mut image) = (0, warp::lane_id());
-        while image < args.batch {
-            num_masks += num_detections(image);
-            image += 32;
-        }
-        masks::publish_all(args, warp::warp_reduce_add(FULL_MASK, num_masks));
+        masks::publish_all(args);
     }
 }
 
@@ -579,8 +575,8 @@ impl Warp<'_> {
                 }
                 let count = warp::warp_reduce_add(FULL_MASK, count);
                 if lane == 0 && count > 0 {
-                    let headers_at = self.argument(core::mem::offset_of!(MaskArgs, headers_at));
-                    let at = headers_at + self.image as u64 * size_of::<ImageHeader>() as u64;
+                    let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
+                    let at = rows_at + tile.row as u64 * size_of::<PackedRow>() as u64;
                     Global::<u32>::from_address(at).fetch_add(NONFINITE_WORD, count);
                 }
             }
@@ -659,7 +655,7 @@ impl Warp<'_> {
         // SAFETY: the caller vouches for the row.
         unsafe {
             let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
-            let words = Global::<u32>::from_address(rows_at + row as u64 * size_of::<DetectionRow>() as u64);
+            let words = Global::<u32>::from_address(rows_at + row as u64 * size_of::<PackedRow>() as u64);
             words.fetch_add(AREA_WORD, area);
             words.fetch_min(BOX_WORD, left);
             words.fetch_min(BOX_WORD + 1, top);
@@ -793,22 +789,20 @@ impl Warp<'_> {
     }
 }
 
-const NONFINITE_WORD: usize = (core::mem::offset_of!(ImageHeader, health)
-    + core::mem::offset_of!(rfdetr_post_core::packed::Health, nonfinite_mask_logits))
-    / 4;
-const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
-const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
+const BOX_WORD: usize = core::mem::offset_of!(PackedRow, mask_xyxy) / 4;
+const AREA_WORD: usize = core::mem::offset_of!(PackedRow, mask_area) / 4;
+const NONFINITE_WORD: usize = core::mem::offset_of!(PackedRow, nonfinite_mask_logits) / 4;
 
-/// The sums of all tiles of a row.
+/// The sums of all tiles of a row, and their cells that are not finite.
 ///
 /// # Safety
 /// All tiles are finished, and their writes visible.
 #[inline(always)]
-unsafe fn load_stats(args: &MaskArgs, row: usize) -> Stats {
-    let words = Global::<[u32; 4]>::from_address(args.rows_at + (row * size_of::<DetectionRow>()) as u64);
+unsafe fn load_stats(args: &MaskArgs, row: usize) -> (Stats, u32) {
+    let words = Global::<[u32; 4]>::from_address(args.rows_at + (row * size_of::<PackedRow>()) as u64);
     // SAFETY: the caller vouches for the row.
     unsafe {
-        let [area, ..] = words.load(AREA_WORD / 4);
-        Stats { area, tight: words.load(BOX_WORD / 4) }
+        let [area, nonfinite, ..] = words.load(AREA_WORD / 4);
+        (Stats { area, tight: words.load(BOX_WORD / 4) }, nonfinite)
     }
 }

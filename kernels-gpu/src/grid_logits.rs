@@ -23,7 +23,7 @@ pub unsafe fn masks_grid(args: &MaskArgs, _params: Params) {
         let work = Work::new(args, |_, num_detections| num_detections);
         if work.num_items == 0 {
             if thread::block_idx_x() == 0 {
-                masks::publish_all(args, 0);
+                masks::publish_all(args);
             }
             return;
         }
@@ -67,7 +67,7 @@ unsafe fn copy_grid(args: &MaskArgs, image: u32, slot: u32) {
         }
         let (stats, nonfinite) = stats.block_sum(nonfinite);
         if thread::thread_idx_x() == 0 {
-            masks::write_result_row(args, row, &stats, nonfinite, cells, 0);
+            masks::write_result_row(args, row, &stats, nonfinite, cells);
         }
     }
 }

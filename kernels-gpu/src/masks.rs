@@ -485,7 +485,7 @@ impl Stats {
 /// # Safety
 /// One thread a row; `row` is a row that the selection wrote.
 #[inline(always)]
-pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, nonfinite: u32, len: u32, num_counts: u32) {
+pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, nonfinite: u32, len: u32) {
     let at = (row * size_of::<PackedRow>()) as u64;
     let from = Global::<[u32; 4]>::from_address(args.rows_at + at);
     let to = Global::<[u32; 4]>::from_address(args.result_rows_at + at);
@@ -494,7 +494,7 @@ pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, nonfi
         to.store(0, from.load(0));
         to.store(1, from.load(1));
         to.store(2, stats.tight_or_zeros());
-        to.store(3, [stats.area, nonfinite, len, num_counts]);
+        to.store(3, [stats.area, nonfinite, len, 0]);
     }
 }
 
@@ -522,7 +522,7 @@ pub unsafe fn finish_mask(args: &MaskArgs, num_masks: u32) {
         thread::sync_threads();
         let is_last = counters().load(BROADCAST) != 0;
         if is_last {
-            publish_all(args, num_masks);
+            publish_all(args);
         }
     }
 }
@@ -535,7 +535,7 @@ pub unsafe fn finish_mask(args: &MaskArgs, num_masks: u32) {
 /// As [`finish_mask`]; all masks are finished.
 #[track_caller]
 #[inline(always)]
-pub unsafe fn publish_all(args: &MaskArgs, _num_masks: u32) {
+pub unsafe fn publish_all(args: &MaskArgs) {
     // SAFETY: the caller vouches for the masks; nobody else sets a flag.
     unsafe {
         block_copy_headers(args);
