@@ -12,6 +12,8 @@ use rfdetr_post_kernels::{
     simt::emulator::{Arena, Device, Fault, Options},
 };
 
+use crate::host;
+
 /// A run that did not come to its end.
 #[derive(Debug)]
 pub enum Failure {
@@ -177,6 +179,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         let launch = launch(mask_args, plan.mask_grid, plan.mask_threads, plan.mask_shared_bytes);
         launches.push(if shape.num_clusters > 0 { launch } else { launch.without_clusters() });
     }
+    launches.push(host::launch(&plan, buffers, metas.len(), sequence));
     let options = Options { pdl: seed & 1 == 0, ..Options::default() };
     device.run(&launches, options).map_err(|fault| Failure::Fault(Box::new(fault)))?;
 
