@@ -197,3 +197,98 @@ impl<'a> PackedResult<'a> {
         bytemuck::pod_read_unaligned(&self.bytes[start..start + size_of::<T>()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::{
+        options::Options,
+        plan::{DeviceLimits, PlanSpec},
+        request::ModelShape,
+    };
+
+    const MASK_LEN: u32 = 20;
+
+    fn plan(mask_format: MaskFormat) -> Plan {
+        let shape = ModelShape { num_queries: 10, num_classes: 3, mask_grid: Some((6, 9)) };
+        let options = Options { mask_format, ..Options::default() };
+        let spec = PlanSpec { shape, max_batch: 2, max_image: Size::new(50, 40), options, mask_capacity: Some(32) };
+        Plan::new(spec, DeviceLimits::new(4)).unwrap()
+    }
+
+    /// A block of two images with two rows and one. Everything else is what earlier requests may have left.
+    fn block(plan: &Plan, lens: [u32; 3]) -> Vec<u8> {
+        let mut bytes = vec![0xff; plan.result.bytes as usize];
+        let mut put = |at: u64, record: &[u8]| bytes[at as usize..][..record.len()].copy_from_slice(record);
+        for (image, num_detections) in [2, 1].into_iter().enumerate() {
+            let health = Health { nan_logits: 7, ..Health::default() };
+            let header = ImageHeader { num_detections, health, ..ImageHeader::default() };
+            put(plan.result.headers + 32 * image as u64, bytemuck::bytes_of(&header));
+        }
+        for (row, mask_len, nonfinite_mask_logits) in [(0, lens[0], 3), (1, lens[1], 4), (10, lens[2], 0)] {
+            let row_at = plan.result.rows + 64 * row;
+            let row = PackedRow { mask_len, nonfinite_mask_logits, query_idx: row as u32, ..PackedRow::default() };
+            put(row_at, bytemuck::bytes_of(&row));
+        }
+        bytes
+    }
+
+    fn metas() -> [ImageMeta; 2] {
+        [ImageMeta::stretch(Size::new(50, 40), Size::new(36, 24)).unwrap(); 2]
+    }
+
+    #[test]
+    fn what_the_packed_rows_leave_out_is_made_up() {
+        for (mask_format, second) in [(MaskFormat::Rle, 32), (MaskFormat::Counts, 32), (MaskFormat::Dense, 0)] {
+            let (plan, metas) = (plan(mask_format), metas());
+            let bytes = block(&plan, [MASK_LEN; 3]);
+            let packed = PackedResult::new(&plan, &metas, &bytes).unwrap();
+            let rows = [packed.row(0, 0), packed.row(0, 1), packed.row(1, 0)];
+            assert_eq!(rows.map(|row| row.query_idx), [0, 1, 10]);
+            assert_eq!(rows.map(|row| row.mask_offset), [0, second, 0]);
+            assert_eq!(rows.map(|row| row.mask_len), [MASK_LEN; 3]);
+            let health = Health { nan_logits: 7, nonfinite_mask_logits: 7, ..Health::default() };
+            assert_eq!(packed.health(0), health);
+            assert_eq!(packed.health(1), Health { nonfinite_mask_logits: 0, ..health });
+        }
+    }
+
+    #[test]
+    fn the_first_image_without_room_names_its_longest_mask() {
+        let metas = metas();
+        for (mask_format, name) in [(MaskFormat::Rle, "bytes"), (MaskFormat::Counts, "counts")] {
+            let plan = plan(mask_format);
+            let needs = |lens| match PackedResult::new(&plan, &metas, &block(&plan, lens)) {
+                Err(Error::Capacity { image, unit, capacity: 32, needed }) if unit == name => Some((image, needed)),
+                Err(error) => panic!("{error}"),
+                Ok(_) => None,
+            };
+            assert_eq!(needs([32, 32, 32]), None);
+            assert_eq!(needs([33, 40, 50]), Some((0, 40)));
+            assert_eq!(needs([40, 33, 50]), Some((0, 40)));
+            assert_eq!(needs([32, 0, 50]), Some((1, 50)));
+            // Rows that are not there yet are not looked at.
+            let bytes = block(&plan, [50, 50, 50]);
+            assert_eq!(PackedResult::of_headers(&plan, &metas, &bytes).unwrap().num_detections(0), 2);
+        }
+        // Masks of a fixed size have no capacity.
+        let dense = plan(MaskFormat::Dense);
+        assert!(PackedResult::new(&dense, &metas, &block(&dense, [2000; 3])).is_ok());
+    }
+
+    #[test]
+    fn blocks_that_contradict_the_plan_are_refused() {
+        let (plan, metas) = (plan(MaskFormat::Rle), metas());
+        let field = |bytes: &[u8]| match PackedResult::new(&plan, &metas, bytes) {
+            Err(Error::Packed { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        let bytes = block(&plan, [0; 3]);
+        assert_eq!(field(&bytes[..bytes.len() - 1]), "bytes");
+        let mut bytes = bytes;
+        bytes[plan.result.headers as usize] = 11;
+        assert_eq!(field(&bytes), "num_detections");
+    }
+}

@@ -6,7 +6,8 @@
 //! reads its flags, and nothing else until all that the request sets say that they are. They are set to 0 before a launch
 //! and to [`SEQUENCE`] by the kernels: each by one block, by a release store of system scope after everything that the block
 //! stores of the result, and after which it touches nothing of the slot. So when all are seen the result is there and the
-//! slot's buffers are free, though the last blocks may not have ended.
+//! slot's buffers are free, though the last blocks may not have ended. (Dense and grid masks have one flag, of the block that
+//! counted itself last; blocks that found nothing to do are not counted, and may still read headers and records.)
 
 use std::{
     ffi::c_void,
