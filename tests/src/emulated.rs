@@ -71,7 +71,7 @@ impl Shape {
             is_large: seed >> 56 & 3 == 0,
             num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
             num_clusters: pick(48, &[0, 1, 2, 8, 8]),
-            mask_capacity: None,
+            mask_capacity: if seed >> 58 & 3 == 3 { Some(16) } else { None },
             damage: None,
         }
     }
@@ -86,12 +86,20 @@ pub fn process(request: &Request<'_>, seed: u64) -> std::result::Result<Detectio
 
 /// [`process`] with a given launch shape.
 pub fn process_shaped(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
-    match run(request, seed, shape) {
-        Err(Failure::Error(Error::Capacity { needed, .. })) => {
-            run(request, seed, Shape { mask_capacity: Some(needed as u32), ..shape })
+    let mut shape = shape;
+    // Each image has an error of its own.
+    for _ in request.metas() {
+        match run(request, seed, shape) {
+            Err(Failure::Error(Error::Capacity { needed, .. })) => {
+                // A count for each pixel, of six characters, is the most.
+                let areas = request.metas().iter().map(|meta| meta.original.area());
+                assert!(areas.max() >= Some((needed / 6).saturating_sub(1)), "a mask that needs {needed} elements");
+                shape.mask_capacity = Some(needed as u32);
+            }
+            answer => return answer,
         }
-        answer => answer,
     }
+    run(request, seed, shape)
 }
 
 fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
