@@ -45,8 +45,6 @@ pub struct Item {
     pub slot: u32,
     /// Query of the row.
     pub query_idx: u32,
-    /// Masks of the request.
-    pub num_masks: u32,
 }
 
 impl Item {
@@ -57,9 +55,7 @@ impl Item {
     #[inline(always)]
     pub unsafe fn store(&self) {
         // SAFETY: the layout has the words.
-        unsafe {
-            Shared::<[u32; 4]>::at(layout::ITEM).store(0, [self.image, self.slot, self.query_idx, self.num_masks]);
-        }
+        unsafe { Shared::<[u32; 4]>::at(layout::ITEM).store(0, [self.image, self.slot, self.query_idx, 0]) };
     }
 
     /// The one that is kept.
@@ -69,8 +65,8 @@ impl Item {
     #[inline(always)]
     pub unsafe fn load() -> Self {
         // SAFETY: the layout has the words.
-        let [image, slot, query_idx, num_masks] = unsafe { Shared::<[u32; 4]>::at(layout::ITEM).load(0) };
-        Self { image, slot, query_idx, num_masks }
+        let [image, slot, query_idx, _] = unsafe { Shared::<[u32; 4]>::at(layout::ITEM).load(0) };
+        Self { image, slot, query_idx }
     }
 }
 

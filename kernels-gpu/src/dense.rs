@@ -44,7 +44,7 @@
 //! address allows it, and as bytes at the tile's edges.
 
 use rfdetr_post_core::packed::{
-    AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs,
+    AxesLayout, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, PackedRow,
     shared::masks::{
         DENSE_CELLS, DENSE_LIST, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_TILES as TILES,
         DENSE_WARP_BYTES, DENSE_WARP_CELLS, DENSE_WARP_GROUP, DENSE_WARP_STATS, DENSE_WARPS,
@@ -76,11 +76,9 @@ const LARGEST: f32 = (1u128 << 100) as f32;
 /// Offset of the axis tables' layout in the arguments.
 const AXES: u32 = core::mem::offset_of!(MaskArgs, axes) as u32;
 
-/// Word of the counters: whether the block is the last.
-const IS_LAST: u32 = 0;
 /// Three sets of counters: tiles that were taken from the list, groups whose zeros and ones somebody took to store them, and
 /// tiles in the list.
-const TAKEN: u32 = 1;
+const TAKEN: u32 = 0;
 const NUM_TILES: u32 = 2;
 const NUM_COUNTERS: u32 = 3;
 
@@ -108,18 +106,14 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
             let record = masks::record(args, params, image);
             num_detections * Shape::new(&record).num_groups
         });
-        // Without a mask the first block still publishes.
         let num_blocks = div_ceil(work.num_items.max(1), num_warps).min(thread::grid_dim_x());
-        if block >= num_blocks {
-            return;
-        }
         let (counters, num_warps_before) = (masks::counters(), num_blocks * warp::warp_id());
         // A quarter of the warps stores while the others draw.
         let fills_first = warp::warp_id() < num_warps.div_ceil(4);
         // Groups of a block are far apart: what one warp finds little of, another may find much of. In each turn the block draws
         // what it looked at in the turn before, and looks at what comes next.
         let (mut first, mut next, mut turn) = (block, block, 0);
-        while turn == 0 || first < work.num_items {
+        while block < num_blocks && (turn == 0 || first < work.num_items) {
             // Two halves of the warps' part of shared memory and of the list, and three sets of counters.
             let (drawn, looked) = (turn % 2, (turn + 1) % 2);
             let (taken, counted) = (TAKEN + (turn + 2) % 3 * NUM_COUNTERS, TAKEN + turn % 3 * NUM_COUNTERS);
@@ -181,36 +175,23 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
             (first, turn) = (next, turn + 1);
             next += num_blocks * num_warps;
         }
-        finish(args, params, num_blocks);
+        finish(args, params);
     }
 }
 
-/// Counts the block as finished; the last of `num_blocks` writes the rows of the result and publishes it.
+/// Counts the block as finished; the last of the grid writes the rows of the result and publishes it.
 ///
-/// Callers: every thread of the block, when its tiles are written.
+/// Callers: every thread of every block, when its tiles are written.
 ///
 /// # Safety
-/// `args` holds what [`MaskArgs`] promises; each block is counted once.
+/// As [`masks_dense`]; each block is counted once.
 #[track_caller]
 #[inline(always)]
-unsafe fn finish(args: &MaskArgs, params: Params, num_blocks: u32) {
+unsafe fn finish(args: &MaskArgs, params: Params) {
     let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    thread::sync_threads();
-    // SAFETY: `done` is zero between launches; rows below an image's number of detections are the selection's; the block
-    // has the counters.
+    // SAFETY: rows below an image's number of detections are the selection's.
     unsafe {
-        let counters = masks::counters();
-        if tid == 0 {
-            // The barrier ordered the block's writes before the count, which releases them to the block that publishes.
-            let done = Global::<u32>::from_address(args.done_at);
-            let is_last = done.fetch_add_acq_rel(0, 1) == num_blocks - 1;
-            if is_last {
-                done.store(0, 0);
-            }
-            counters.store(IS_LAST, is_last as u32);
-        }
-        thread::sync_threads();
-        if counters.load(IS_LAST) == 0 {
+        if !masks::count_block(args) {
             return;
         }
         let headers = Global::<u32>::from_address(args.headers_at);
@@ -222,16 +203,12 @@ unsafe fn finish(args: &MaskArgs, params: Params, num_blocks: u32) {
                 let record = masks::record(args, params, image);
                 let is_packed = args.flags & FLAG_BIT_PACKED != 0;
                 let len = record.height * if is_packed { record.width.div_ceil(32) } else { record.width };
-                masks::write_result_row(args, row as usize, &load_stats(args, row as usize), 0, len, 0);
+                let (stats, nonfinite) = load_stats(args, row as usize);
+                masks::write_result_row(args, row as usize, &stats, nonfinite, len);
             }
             row += block;
         }
-        let (mut num_masks, mut image) = (0, warp::lane_id());
-        while image < args.batch {
-            num_masks += num_detections(image);
-            image += 32;
-        }
-        masks::publish_all(args, warp::warp_reduce_add(FULL_MASK, num_masks));
+        masks::publish_all(args);
     }
 }
 
@@ -859,8 +836,8 @@ impl<'a> Group<'a> {
             }
             let count = warp::warp_reduce_add(FULL_MASK, count);
             if self.lane == 0 && count > 0 {
-                let headers_at = self.argument(core::mem::offset_of!(MaskArgs, headers_at));
-                let at = headers_at + image as u64 * size_of::<ImageHeader>() as u64;
+                let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
+                let at = rows_at + row as u64 * size_of::<PackedRow>() as u64;
                 Global::<u32>::from_address(at).fetch_add(NONFINITE_WORD, count);
             }
         }
@@ -918,7 +895,7 @@ impl<'a> Group<'a> {
         unsafe {
             if self.lane == 0 && self.stats().load(0) > 0 {
                 let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
-                let at = rows_at + self.place().row as u64 * size_of::<DetectionRow>() as u64;
+                let at = rows_at + self.place().row as u64 * size_of::<PackedRow>() as u64;
                 let (words, stats) = (Global::<u32>::from_address(at), self.stats());
                 words.fetch_add(AREA_WORD, stats.load(0));
                 words.fetch_min(BOX_WORD, stats.load(1));
@@ -1111,22 +1088,20 @@ impl Column {
     }
 }
 
-const NONFINITE_WORD: usize = (core::mem::offset_of!(ImageHeader, health)
-    + core::mem::offset_of!(rfdetr_post_core::packed::Health, nonfinite_mask_logits))
-    / 4;
-const BOX_WORD: usize = core::mem::offset_of!(DetectionRow, mask_xyxy) / 4;
-const AREA_WORD: usize = core::mem::offset_of!(DetectionRow, mask_area) / 4;
+const NONFINITE_WORD: usize = core::mem::offset_of!(PackedRow, nonfinite_mask_logits) / 4;
+const BOX_WORD: usize = core::mem::offset_of!(PackedRow, mask_xyxy) / 4;
+const AREA_WORD: usize = core::mem::offset_of!(PackedRow, mask_area) / 4;
 
-/// The sums of all tiles of a row.
+/// The sums of all tiles of a row, and their cells that are not finite.
 ///
 /// # Safety
 /// All tiles are finished, and their writes visible.
 #[inline(always)]
-unsafe fn load_stats(args: &MaskArgs, row: usize) -> Stats {
-    let words = Global::<[u32; 4]>::from_address(args.rows_at + (row * size_of::<DetectionRow>()) as u64);
+unsafe fn load_stats(args: &MaskArgs, row: usize) -> (Stats, u32) {
+    let words = Global::<[u32; 4]>::from_address(args.rows_at + (row * size_of::<PackedRow>()) as u64);
     // SAFETY: the caller vouches for the row.
     unsafe {
-        let [area, ..] = words.load(AREA_WORD / 4);
-        Stats { area, tight: words.load(BOX_WORD / 4) }
+        let [area, nonfinite, ..] = words.load(AREA_WORD / 4);
+        (Stats { area, tight: words.load(BOX_WORD / 4) }, nonfinite)
     }
 }

@@ -94,7 +94,7 @@ impl Encoder {
 
     /// First element of a row's mask in the image's payload.
     #[inline(always)]
-    pub fn offset(args: &MaskArgs, slot: u32) -> u32 {
+    fn offset(args: &MaskArgs, slot: u32) -> u32 {
         slot * args.mask_capacity
     }
 

@@ -6,7 +6,7 @@ use crate::{
     inputs::load_element,
     masks::{self, Stats, Work},
     scan::div_rem,
-    simt::{global::Global, grid, params::Params, thread, warp},
+    simt::{global::Global, grid, params::Params, thread},
 };
 
 /// Copies the mask grid of every detection of the batch.
@@ -21,19 +21,16 @@ pub unsafe fn masks_grid(args: &MaskArgs, _params: Params) {
     // SAFETY: the selection has ended; images and rows are of this launch.
     unsafe {
         let work = Work::new(args, |_, num_detections| num_detections);
-        if work.num_items == 0 {
-            if thread::block_idx_x() == 0 {
-                masks::publish_all(args, 0);
-            }
-            return;
-        }
         let mut item = thread::block_idx_x();
         while item < work.num_items {
             let (image, slot) = work.image_of(item);
             copy_grid(args, image, slot);
-            masks::finish_mask(args, work.num_items);
             item += thread::grid_dim_x();
+            // The sums are read, and may be used again.
             thread::sync_threads();
+        }
+        if masks::count_block(args) {
+            masks::publish_all(args);
         }
     }
 }
@@ -65,13 +62,9 @@ unsafe fn copy_grid(args: &MaskArgs, image: u32, slot: u32) {
             }
             i += thread::block_dim_x();
         }
-        let nonfinite = warp::warp_reduce_add(warp::FULL_MASK, nonfinite);
-        if warp::lane_id() == 0 {
-            masks::add_nonfinite(args, image, nonfinite);
-        }
-        let stats = stats.block_sum();
+        let (stats, nonfinite) = stats.block_sum(nonfinite);
         if thread::thread_idx_x() == 0 {
-            masks::write_result_row(args, row, &stats, 0, cells, 0);
+            masks::write_result_row(args, row, &stats, nonfinite, cells);
         }
     }
 }

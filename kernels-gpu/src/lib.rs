@@ -17,6 +17,7 @@ pub mod changes;
 pub mod columns;
 pub mod dense;
 pub mod encode;
+pub mod flags;
 pub mod grid_logits;
 pub mod inputs;
 pub mod masks;

@@ -1,14 +1,14 @@
 //! What the mask kernels share: the list of work, the end of a mask, and the end of the request.
 
 use rfdetr_post_core::packed::{
-    AxesLayout, DetectionRow, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, RleLayout,
+    AxesLayout, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, PackedRow, RleLayout,
     shared::{COUNTERS, SCAN, masks as layout},
 };
 
 use crate::{
+    flags::block_set_flag,
     inputs::{RECORD_WORDS, load_record, load_record_word, record_of_words},
     scan::block_exclusive_add,
-    select::publish,
     signs::NUM_COUNTERS,
     simt::{
         global::Global,
@@ -21,8 +21,10 @@ use crate::{
 
 /// Words of the counters that this module uses, behind those of the signs.
 const BROADCAST: u32 = NUM_COUNTERS;
-/// Area, then left, top, right, bottom of a mask, and what its area would be if its first run were foreground.
+/// Area, then left, top, right, bottom of a mask, and [`OTHER`].
 const STATS: u32 = 16;
+/// Of run lengths, what the area would be if the first run were foreground; of grids, cells that are not finite.
+const OTHER: u32 = STATS + 5;
 
 /// Shared words of the counters.
 ///
@@ -153,7 +155,7 @@ pub unsafe fn args(params: Params) -> MaskArgs {
         queries_at: read!(queries_at),
         axes_at: read!(axes_at),
         done_at: read!(done_at),
-        result_at: read!(result_at),
+        block_flags_at: read!(block_flags_at),
         result_headers_at: read!(result_headers_at),
         result_rows_at: read!(result_rows_at),
         payload_at: read!(payload_at),
@@ -226,7 +228,7 @@ pub unsafe fn keep_record(args: &MaskArgs, params: Params, image: u32) {
 /// `row` is a row that the selection wrote, and the selection has ended.
 #[inline(always)]
 pub unsafe fn load_row(args: &MaskArgs, row: usize) -> u32 {
-    let at = args.rows_at + (row * size_of::<DetectionRow>()) as u64;
+    let at = args.rows_at + (row * size_of::<PackedRow>()) as u64;
     // SAFETY: the first half of the row, which nobody writes any more. Volatile: loaded here, not where it is used.
     unsafe { Global::<u32>::from_address(at).load_volatile((warp::lane_id() % 8) as usize) }
 }
@@ -254,19 +256,18 @@ pub unsafe fn kept_record() -> ImageRecord {
     record_of_words(|word| unsafe { Shared::<[u32; 4]>::at(layout::RECORD).load(word) })
 }
 
-/// Writes the final row of a mask whose row [`keep_row`] kept. `mask` are offset and length of the mask and its number of
-/// counts; `nonfinite` is lane 0's.
+/// Writes the final row of a mask whose row [`keep_row`] kept. `mask` are its cells that are not finite, its length and its number
+/// of counts.
 ///
 /// Callers: every lane of the first warp.
 ///
 /// # Safety
 /// `args` holds what [`MaskArgs`] promises; each mask is finished once.
 #[inline(always)]
-pub unsafe fn warp_write_row(args: &MaskArgs, image: u32, row: usize, stats: &Stats, mask: [u32; 3], nonfinite: u32) {
-    const NEEDED: usize = core::mem::offset_of!(ImageHeader, needed_mask_len) / 4;
+pub unsafe fn warp_write_row(args: &MaskArgs, row: usize, stats: &Stats, mask: [u32; 3]) {
     let lane = warp::lane_id();
-    let [offset, len, num_counts] = mask;
-    // SAFETY: the caller vouches for row and image.
+    let [nonfinite, len, num_counts] = mask;
+    // SAFETY: the caller vouches for the row.
     unsafe {
         if lane < 4 {
             let word = if lane < 2 {
@@ -274,49 +275,10 @@ pub unsafe fn warp_write_row(args: &MaskArgs, image: u32, row: usize, stats: &St
             } else if lane == 2 {
                 stats.tight_or_zeros()
             } else {
-                [stats.area, offset, len, num_counts]
+                [stats.area, nonfinite, len, num_counts]
             };
-            let to = args.result_rows_at + (row * size_of::<DetectionRow>()) as u64;
+            let to = args.result_rows_at + (row * size_of::<PackedRow>()) as u64;
             Global::<[u32; 4]>::from_address(to).store(lane as usize, word);
-        }
-        if lane == 0 {
-            let header = Global::<u32>::from_address(args.headers_at);
-            header.fetch_max(image as usize * size_of::<ImageHeader>() / 4 + NEEDED, len);
-            add_nonfinite(args, image, nonfinite);
-        }
-    }
-}
-
-/// Counts `count` blocks of a mask as finished; the block that counts the last of `num_masks` of `num_blocks` blocks each
-/// publishes the result.
-///
-/// Callers: every lane of the first warp, after a barrier behind the mask's stores.
-///
-/// # Safety
-/// `args` holds what [`MaskArgs`] promises; each block of a mask is counted once.
-#[track_caller]
-#[inline(always)]
-pub unsafe fn warp_count_done(args: &MaskArgs, count: u32, num_blocks: u32, num_masks: u32) {
-    let lane = warp::lane_id();
-    // SAFETY: both words are zero between launches, and nobody takes masks any more when the last one is done.
-    unsafe {
-        warp::sync_warp(FULL_MASK);
-        let done = Global::<u32>::from_address(args.done_at);
-        let mut before = 0;
-        if lane == 0 {
-            // The barriers ordered the block's writes before the count, which releases them to the block that publishes.
-            before = done.fetch_add_acq_rel(0, count);
-        }
-        if warp::warp_shuffle_idx(FULL_MASK, before, 0) + count != num_masks * num_blocks {
-            return;
-        }
-        warp::sync_warp(FULL_MASK);
-        copy_headers(args, lane, 32);
-        warp::sync_warp(FULL_MASK);
-        if lane == 0 {
-            done.store(0, 0);
-            done.store(1, 0);
-            publish(args.result_at, args.sequence, args.batch, num_masks);
         }
     }
 }
@@ -327,23 +289,25 @@ pub unsafe fn warp_count_done(args: &MaskArgs, count: u32, num_blocks: u32, num_
 /// `args` holds what [`MaskArgs`] promises.
 #[inline(always)]
 pub unsafe fn take_mask(args: &MaskArgs) -> u32 {
-    // SAFETY: a word that is zero when the first mask is taken.
+    // SAFETY: a word that the selection has set to zero.
     unsafe { Global::<u32>::from_address(args.done_at).fetch_add(1, 1) }
 }
 
-/// Copies the headers to the result: thread `tid` of `num_threads`.
+/// Copies the headers of all images to the result.
+///
+/// Callers: every thread of one block.
 ///
 /// # Safety
-/// All masks are finished, and their writes visible.
+/// `args` holds what [`MaskArgs`] promises, and the selection's writes are visible.
 #[inline(always)]
-unsafe fn copy_headers(args: &MaskArgs, tid: u32, num_threads: u32) {
+pub unsafe fn block_copy_headers(args: &MaskArgs) {
     let from = Global::<[u32; 4]>::from_address(args.headers_at);
     let to = Global::<[u32; 4]>::from_address(args.result_headers_at);
-    let mut i = tid;
+    let mut i = thread::thread_idx_x();
     while i < args.batch * (size_of::<ImageHeader>() / 16) as u32 {
         // SAFETY: two words a header.
         unsafe { to.store(i as usize, from.load(i as usize)) };
-        i += num_threads;
+        i += thread::block_dim_x();
     }
 }
 
@@ -372,22 +336,6 @@ pub unsafe fn query_and_box_of(args: &MaskArgs, row: usize) -> (u32, [f32; 2]) {
     // SAFETY: the selection wrote four words for each row. Early: it is on its way while other things are waited for.
     let [query_idx, left, right, _] = unsafe { Global::<[u32; 4]>::from_address(args.queries_at).load_early(row) };
     (query_idx, [f32::from_bits(left), f32::from_bits(right)])
-}
-
-/// Adds to the image's count of mask logits that are not finite. Callers: one thread for each count.
-///
-/// # Safety
-/// `image` is below the batch.
-#[inline(always)]
-pub unsafe fn add_nonfinite(args: &MaskArgs, image: u32, count: u32) {
-    const WORD: usize = (core::mem::offset_of!(ImageHeader, health)
-        + core::mem::offset_of!(rfdetr_post_core::packed::Health, nonfinite_mask_logits))
-        / 4;
-    if count > 0 {
-        let header = Global::<u32>::from_address(args.headers_at);
-        // SAFETY: the image has a header.
-        unsafe { header.fetch_add(image as usize * size_of::<ImageHeader>() / 4 + WORD, count) };
-    }
 }
 
 /// Area and tight box of a mask, or of a thread's part of it.
@@ -467,7 +415,7 @@ impl Stats {
             // SAFETY: the statistics have six words of the counters.
             unsafe {
                 counters().fetch_add(STATS, area);
-                counters().fetch_add(STATS + 5, other_area);
+                counters().fetch_add(OTHER, other_area);
             }
         }
     }
@@ -479,7 +427,7 @@ impl Stats {
     #[inline(always)]
     pub unsafe fn areas_of_shared() -> (u32, u32) {
         // SAFETY: the statistics have six words of the counters.
-        unsafe { (counters().load(STATS), counters().load(STATS + 5)) }
+        unsafe { (counters().load(STATS), counters().load(OTHER)) }
     }
 
     /// Puts the area into shared memory. Callers: one thread.
@@ -503,21 +451,25 @@ impl Stats {
         Self { area, tight: [left, top, right, bottom] }
     }
 
-    /// The sum over the block. Callers: every thread of the block; valid in all threads. Cost: two barriers; one is
-    /// owed before the counters are used again.
+    /// The sum over the block, and that of its cells that are not finite. Callers: every thread of the block; valid in all
+    /// threads. Cost: two barriers; one is owed before the counters are used again.
     ///
     /// # Safety
     /// The block has the layout's shared memory.
     #[track_caller]
     #[inline(always)]
-    pub unsafe fn block_sum(self) -> Self {
+    pub unsafe fn block_sum(self, nonfinite: u32) -> (Self, u32) {
         // SAFETY: the caller vouches for the shared memory; barriers separate the steps.
         unsafe {
             Self::reset_shared();
             thread::sync_threads();
             self.add_to_shared();
+            let nonfinite = warp::warp_reduce_add(FULL_MASK, nonfinite);
+            if warp::lane_id() == 0 && nonfinite > 0 {
+                counters().fetch_add(OTHER, nonfinite);
+            }
             thread::sync_threads();
-            Self::of_shared()
+            (Self::of_shared(), counters().load(OTHER))
         }
     }
 
@@ -528,13 +480,13 @@ impl Stats {
     }
 }
 
-/// Writes the final row of a detection: what the selection wrote, and the mask's fields.
+/// Writes the final row of a detection: what the selection wrote, and the mask's fields. `nonfinite` cells are not finite.
 ///
 /// # Safety
 /// One thread a row; `row` is a row that the selection wrote.
 #[inline(always)]
-pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, offset: u32, len: u32, num_counts: u32) {
-    let at = (row * size_of::<DetectionRow>()) as u64;
+pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, nonfinite: u32, len: u32) {
+    let at = (row * size_of::<PackedRow>()) as u64;
     let from = Global::<[u32; 4]>::from_address(args.rows_at + at);
     let to = Global::<[u32; 4]>::from_address(args.result_rows_at + at);
     // SAFETY: the caller vouches for the row.
@@ -542,54 +494,49 @@ pub unsafe fn write_result_row(args: &MaskArgs, row: usize, stats: &Stats, offse
         to.store(0, from.load(0));
         to.store(1, from.load(1));
         to.store(2, stats.tight_or_zeros());
-        to.store(3, [stats.area, offset, len, num_counts]);
+        to.store(3, [stats.area, nonfinite, len, 0]);
     }
 }
 
-/// Counts a mask as finished; the block that finishes the last of `num_masks` publishes the result.
+/// Counts the block as finished: whether it is the last of the grid. Blocks without work count, too: when all have, none reads
+/// anything of the request any more.
 ///
-/// Callers: every thread of the block, when row and mask are written.
+/// Callers: every thread of every block, when it has written what it has to; valid in all threads.
 ///
 /// # Safety
-/// `args` holds what [`MaskArgs`] promises; each mask is counted once.
+/// `args` holds what [`MaskArgs`] promises; each block is counted once.
 #[track_caller]
 #[inline(always)]
-pub unsafe fn finish_mask(args: &MaskArgs, num_masks: u32) {
+pub unsafe fn count_block(args: &MaskArgs) -> bool {
     thread::sync_threads();
-    // SAFETY: `done` is zero between launches; the broadcast word is this function's between its barriers.
+    // SAFETY: the first word is zero between launches; the broadcast word is this function's between its barriers.
     unsafe {
-        let done = Global::<u32>::from_address(args.done_at);
         if thread::thread_idx_x() == 0 {
             // The barrier ordered the block's writes before the count, which releases them to the block that publishes.
-            let is_last = done.fetch_add_acq_rel(0, 1) == num_masks - 1;
+            let done = Global::<u32>::from_address(args.done_at);
+            let is_last = done.fetch_add_acq_rel(0, 1) == thread::grid_dim_x() - 1;
             if is_last {
                 done.store(0, 0);
             }
             counters().store(BROADCAST, is_last as u32);
         }
         thread::sync_threads();
-        let is_last = counters().load(BROADCAST) != 0;
-        if is_last {
-            publish_all(args, num_masks);
-        }
+        counters().load(BROADCAST) != 0
     }
 }
 
-/// Copies the headers to the result and publishes it.
+/// Copies the headers to the result, and sets the first flag for all of it.
 ///
 /// Callers: every thread of the last block.
 ///
 /// # Safety
-/// As [`finish_mask`]; all masks are finished.
+/// As [`count_block`], which said that this block is the last.
 #[track_caller]
 #[inline(always)]
-pub unsafe fn publish_all(args: &MaskArgs, num_masks: u32) {
-    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    // SAFETY: the caller vouches for the masks.
-    unsafe { copy_headers(args, tid, block) };
-    thread::sync_threads();
-    if tid == 0 {
-        // SAFETY: everything of the result is written, and ordered before the fence inside by the barrier.
-        unsafe { publish(args.result_at, args.sequence, args.batch, num_masks) };
+pub unsafe fn publish_all(args: &MaskArgs) {
+    // SAFETY: the caller vouches for the masks; nobody else sets a flag.
+    unsafe {
+        block_copy_headers(args);
+        block_set_flag(args.block_flags_at, 0, args.sequence);
     }
 }

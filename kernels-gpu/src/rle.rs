@@ -38,6 +38,7 @@ use crate::{
     axes::Axis,
     changes::{Item, Mask, columns_of_part, keep_part},
     encode::Encoder,
+    flags::block_set_flag,
     masks::{self, Stats, Work},
     parts,
     rows::{Facts, Rows, is_empty},
@@ -71,6 +72,9 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
         let mut is_known = args.batch == 1 && cluster < args.max_detections;
         let mut row = if is_known { masks::query_and_box_of(args, cluster as usize) } else { (0, [0.0; 2]) };
         let num_masks = Work::new(args, |_, num_detections| num_detections).num_items;
+        if block == 0 {
+            masks::block_copy_headers(args);
+        }
         let num_shared = num_shared(num_masks, grid, cluster::num_blocks());
         let mut prepared_image = 0;
         let (mut mask_idx, mut num_parts) = (num_shared + block, 1);
@@ -89,7 +93,7 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
             if !core::mem::take(&mut is_known) {
                 row = masks::query_and_box_of(args, masks::row_idx(args, image, slot));
             }
-            let item = Item { image, slot, query_idx: row.0, num_masks };
+            let item = Item { image, slot, query_idx: row.0 };
             let is_shared = mask_idx < num_shared;
             match mask(Mask::<IN_SHARED> { params, num_parts }, item, row.1, !is_shared) {
                 Outcome::Taken(taken) if !is_shared => mask_idx = num_shared + grid + taken,
@@ -99,9 +103,8 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
             }
             num_parts = 1;
         }
-        if num_masks == 0 && block == 0 {
-            masks::publish_all(&masks::args(params), 0);
-        }
+        let args = &masks::args(params);
+        block_set_flag(args.block_flags_at, block, args.sequence);
     }
 }
 
@@ -210,19 +213,16 @@ unsafe fn mask<const IN_SHARED: bool>(
         // Of the first warp, which readies the counters for the next mask.
         let nonfinite = if warp::warp_id() == 0 { mask.nonfinite() } else { 0 };
         let has_room = num_parts == 1 || encoder.encode(num, rank + 1 == num_parts, num_parts, nonfinite);
-        if has_room && warp::warp_id() == 0 {
+        if has_room && rank == 0 && warp::warp_id() == 0 {
             let (args, item) = (&masks::args(params), Item::load());
-            if rank == 0 {
-                let (mut stats, mut nonfinite) = (Stats::of_shared(), nonfinite);
-                if num_parts > 1 {
-                    (stats.tight, nonfinite) = parts::warp_sum(num_parts);
-                }
-                let row = masks::row_idx(args, item.image, item.slot);
-                let lens = [Encoder::offset(args, item.slot), encoder.len(args), encoder.num_counts];
-                masks::warp_write_row(args, item.image, row, &stats, lens, nonfinite);
+            let (mut stats, mut nonfinite) = (Stats::of_shared(), nonfinite);
+            if num_parts > 1 {
+                (stats.tight, nonfinite) = parts::warp_sum(num_parts);
             }
-            let num_blocks = cluster::num_blocks();
-            masks::warp_count_done(args, if num_parts > 1 { 1 } else { num_blocks }, num_blocks, item.num_masks);
+            let row = masks::row_idx(args, item.image, item.slot);
+            masks::warp_write_row(args, row, &stats, [nonfinite, encoder.len(args), encoder.num_counts]);
+            // All lanes have read the counters, which are reset below.
+            warp::sync_warp(warp::FULL_MASK);
         }
         let next = Shared::<u32>::at(layout::NEXT);
         if tid == 0 {

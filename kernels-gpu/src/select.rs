@@ -21,18 +21,18 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DONE_SHIFT, DTYPE_F16, DTYPE_F32, DetectionRow, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader,
-    MAX_SELECT, NO_QUERY, ResultHeader, SelectArgs,
+    DTYPE_F16, DTYPE_F32, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, NO_QUERY,
+    PackedRow, SelectArgs,
     shared::{COUNTERS, select as layout},
 };
 
 use crate::{
     boxes,
+    flags::block_set_flag,
     inputs::{load_element, load_record},
     scan::{div_ceil, warp_inclusive_add},
     score,
     simt::{
-        fence,
         global::Global,
         math,
         params::Params,
@@ -492,6 +492,11 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
         // SAFETY: inside the counters.
         unsafe { counters.store(tid, 0) };
     }
+    if image == 0 && tid == 0 {
+        // SAFETY: the launcher vouches for the word. No mask kernel of the requests before takes masks any more, and this one's does
+        // not before the selection has ended.
+        unsafe { Global::<u32>::from_address(args.taken_at).store(0, 0) };
+    }
     let num_pairs = args.num_queries * args.num_classes;
     let first = image as usize * num_pairs as usize;
     let candidates = Candidates {
@@ -601,13 +606,13 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
             let health = [0, 1, 2, 3].map(|i| counters.load(HEALTH + i));
             let header =
                 Global::<[u32; 4]>::from_address(args.headers_at + image as u64 * size_of::<ImageHeader>() as u64);
-            header.store(0, [found, 0, health[0], health[1]]);
-            header.store(1, [health[2], health[3], 0, 0]);
+            header.store(0, [found, health[0], health[1], health[2]]);
+            header.store(1, [health[3], 0, 0, 0]);
         }
     }
     if args.flags & FLAG_SELECT_ONLY != 0 {
-        // SAFETY: the result is the launcher's, and every block of the batch comes here once.
-        unsafe { publish_when_last(args, found) };
+        // SAFETY: a flag for each image; rows and header are written.
+        unsafe { block_set_flag(args.block_flags_at, image, args.sequence) };
     } else {
         let queries = Global::<[u32; 4]>::from_address(args.queries_at);
         let mut slot = found + tid;
@@ -815,7 +820,7 @@ unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i:
             if i < 2 { if i == 0 { a } else { b } } else { if i == 2 { c } else { d } }
         };
         let slot = image as usize * args.max_detections as usize + slot as usize;
-        let row = Global::<u32>::from_address(args.rows_at + (slot * size_of::<DetectionRow>()) as u64);
+        let row = Global::<u32>::from_address(args.rows_at + (slot * size_of::<PackedRow>()) as u64);
         let word = i as usize;
         row.store(word, coordinate.to_bits());
         row.store(4 + word, pick([(key >> 32) as u32, class_id, query_idx, class_idx]));
@@ -828,51 +833,5 @@ unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i:
             let query = Global::<u32>::from_address(args.queries_at);
             query.store(4 * slot + at as usize, pick([coordinate.to_bits(), 0, coordinate.to_bits(), query_idx]));
         }
-    }
-}
-
-/// The last block of the batch to come here publishes the result.
-///
-/// # Safety
-/// As [`select`]; every block of the batch calls this once, when its rows are written.
-#[inline(always)]
-unsafe fn publish_when_last(args: &SelectArgs, num_detections: u32) {
-    // Orders the block's writes before the fences below.
-    thread::sync_threads();
-    if thread::thread_idx_x() > 0 {
-        return;
-    }
-    // SAFETY: `done` is zero between launches, and each of `batch` blocks adds one and its detections.
-    unsafe {
-        let mut total = num_detections;
-        if args.batch > 1 {
-            let done = Global::<u32>::from_address(args.done_at);
-            let before = done.fetch_add_acq_rel(0, 1 | num_detections << DONE_SHIFT);
-            if before & ((1 << DONE_SHIFT) - 1) != args.batch - 1 {
-                return;
-            }
-            done.store(0, 0);
-            total += before >> DONE_SHIFT;
-        }
-        publish(args.result_at, args.sequence, args.batch, total);
-    }
-}
-
-/// Writes the result's header, its sequence number last.
-///
-/// # Safety
-/// `result_at` is a [`ResultHeader`]; everything else of the result was written by this thread, or before a barrier of its
-/// block, or before a fence and an atomic that it has read.
-#[inline(always)]
-pub unsafe fn publish(result_at: u64, sequence: u32, num_images: u32, num_detections: u32) {
-    // SAFETY: the caller vouches for the address.
-    unsafe {
-        let result = Global::<u32>::from_address(result_at);
-        result.store(core::mem::offset_of!(ResultHeader, num_images) / 4, num_images);
-        result.store(core::mem::offset_of!(ResultHeader, num_detections) / 4, num_detections);
-        result.store(core::mem::offset_of!(ResultHeader, reserved) / 4, 0);
-        // The one fence for all of it: each costs a round trip to the host.
-        fence::system();
-        result.store_volatile(core::mem::offset_of!(ResultHeader, sequence) / 4, sequence);
     }
 }

@@ -2,7 +2,7 @@
 
 use rfdetr_post_core::{
     Detections, Error, Request, Result, Size,
-    packed::{INLINE_IMAGES, MaskArgs, SelectArgs, shared},
+    packed::{INLINE_IMAGES, MaskArgs, SelectArgs, flag_word, shared},
     plan::{DeviceBuffers, DeviceInputs, DeviceLimits, MIN_SHARED_BYTES, MaskKernel, Plan, PlanSpec},
     tensor::{DType, Tensor, TensorData},
     unpack::PackedResult,
@@ -11,6 +11,8 @@ use rfdetr_post_kernels::{
     rfdetr_masks_dense, rfdetr_masks_grid, rfdetr_masks_rle, rfdetr_masks_rle_large, rfdetr_select,
     simt::emulator::{Arena, Device, Fault, Options},
 };
+
+use crate::host;
 
 /// A run that did not come to its end.
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Shape {
             is_large: seed >> 56 & 3 == 0,
             num_weights: [None, None, Some(0)][(seed >> 40) as usize % 3],
             num_clusters: pick(48, &[0, 1, 2, 8, 8]),
-            mask_capacity: None,
+            mask_capacity: if seed >> 58 & 3 == 3 { Some(16) } else { None },
             damage: None,
         }
     }
@@ -84,12 +86,20 @@ pub fn process(request: &Request<'_>, seed: u64) -> std::result::Result<Detectio
 
 /// [`process`] with a given launch shape.
 pub fn process_shaped(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
-    match run(request, seed, shape) {
-        Err(Failure::Error(Error::Capacity { needed, .. })) => {
-            run(request, seed, Shape { mask_capacity: Some(needed as u32), ..shape })
+    let mut shape = shape;
+    // Each image has an error of its own.
+    for _ in request.metas() {
+        match run(request, seed, shape) {
+            Err(Failure::Error(Error::Capacity { needed, .. })) => {
+                // A count for each pixel, of six characters, is the most.
+                let areas = request.metas().iter().map(|meta| meta.original.area());
+                assert!(areas.max() >= Some((needed / 6).saturating_sub(1)), "a mask that needs {needed} elements");
+                shape.mask_capacity = Some(needed as u32);
+            }
+            answer => return answer,
         }
-        answer => answer,
     }
+    run(request, seed, shape)
 }
 
 fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
@@ -145,7 +155,13 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         payload_at: arena.alloc(plan.payload_bytes.max(1) as usize),
     };
     let work = |offset: u64| buffers.work_at + offset;
-    arena.write(work(plan.work.done), &[0; 16]);
+    // Of the counters, the selection sets the second; of the result, nobody relies on anything but the host's zeros.
+    arena.write(work(plan.work.counters), &[0, 0, 0, 0, 0xa5, 0xa5, 0xa5, 0xa5]);
+    arena.write(buffers.result_at, &vec![0xa5; plan.result.masks as usize]);
+    let flag_words: Vec<_> = (0..plan.num_flags(metas.len())).map(flag_word).collect();
+    for &word in &flag_words {
+        arena.write(buffers.result_at + plan.result.flags + 4 * u64::from(word), &[0; 4]);
+    }
     arena.write(work(plan.work.columns), &plan.column_bytes());
     let records = plan.records(metas);
     if records.len() > INLINE_IMAGES {
@@ -173,14 +189,15 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         let launch = launch(mask_args, plan.mask_grid, plan.mask_threads, plan.mask_shared_bytes);
         launches.push(if shape.num_clusters > 0 { launch } else { launch.without_clusters() });
     }
+    launches.push(host::launch(&plan, buffers, metas.len(), sequence));
     let options = Options { pdl: seed & 1 == 0, ..Options::default() };
     device.run(&launches, options).map_err(|fault| Failure::Fault(Box::new(fault)))?;
 
     let result = device.arena.download(buffers.result_at, plan.result.bytes as usize);
     let payload = device.arena.download(buffers.payload_at, plan.payload_bytes as usize);
-    assert_eq!(result[..4], sequence.to_ne_bytes(), "the result was not published");
-    let done = device.arena.download(work(plan.work.done), 12);
-    assert_eq!(done, [0; 12], "the counters are not zero between launches");
+    let is_set = |word: u32| result[plan.result.flags as usize + 4 * word as usize..][..4] == sequence.to_ne_bytes();
+    assert!(flag_words.iter().all(|&word| is_set(word)), "flags are not set");
+    assert_eq!(device.arena.download(work(plan.work.counters), 4), [0; 4], "the counter is not zero between launches");
     Ok(PackedResult::new(&plan, metas, &result)?.decode(&payload)?)
 }
 

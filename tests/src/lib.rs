@@ -11,13 +11,14 @@
 //! - [`fixtures`]: the answers of others, read from `tests/fixtures`;
 //! - [`golden`]: an implementation held to those answers;
 //! - [`grids`]: random requests with grids around the sizes of machine words;
+//! - [`host`]: what the host does to a result and its buffers, as far as the emulator looks on;
 //! - [`oracle`]: an independent implementation in f64 with an argued error bound;
 //! - [`plain`]: brute-force run lengths, areas and boxes;
 //! - [`strategies`]: random, lopsided, hostile requests for `proptest`;
 //! - [`random`]: the seeded generator that fills their tensors;
 //! - [`suite`]: what the programs of the GPU suite share;
 //! - [`tally`]: counts and failures of many cases on many threads, for programs.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod case;
 pub mod compare;
@@ -27,6 +28,7 @@ pub mod emulated;
 pub mod fixtures;
 pub mod golden;
 pub mod grids;
+pub mod host;
 pub mod oracle;
 pub mod plain;
 pub mod random;

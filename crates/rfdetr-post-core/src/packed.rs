@@ -3,7 +3,7 @@
 //! Kernels take these types and the constants below from here and nothing else, so layout cannot drift.
 //! All fields are 4 bytes wide or multiples of it, and no record has padding.
 
-/// One detection, as the kernels write it and as users read it.
+/// One detection, as users read it; the kernels write a [`PackedRow`].
 ///
 /// Units: `xyxy` and the mask's box in pixels of the original image; `mask_offset` and `mask_len` in elements of the
 /// mask format (bytes of a COCO string, `u32` counts, `u32` words of bit-packed rows, bytes of a dense mask, `f32` of
@@ -35,12 +35,60 @@ pub struct DetectionRow {
     pub num_counts: u32,
 }
 
+/// One detection, as the kernels write it: a [`DetectionRow`] whose mask lies where its index says, so that a word is free to
+/// count what is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C, align(16))]
+pub struct PackedRow {
+    /// As in [`DetectionRow`], and so are the other fields but one.
+    pub xyxy: [f32; 4],
+    /// Score.
+    pub confidence: f32,
+    /// Class id after remapping.
+    pub class_id: i32,
+    /// Decoder slot.
+    pub query_idx: u32,
+    /// Logit column.
+    pub class_idx: u32,
+    /// Tight box of the mask.
+    pub mask_xyxy: [u32; 4],
+    /// Number of foreground pixels or cells.
+    pub mask_area: u32,
+    /// Mask logits that are NaN or infinite, of those that the mask is made of: this row's share of
+    /// [`Health::nonfinite_mask_logits`].
+    pub nonfinite_mask_logits: u32,
+    /// Number of elements of the mask. Above the planned capacity the mask is incomplete.
+    pub mask_len: u32,
+    /// Number of run-length counts.
+    pub num_counts: u32,
+}
+
+impl PackedRow {
+    /// The row as users read it, with the first element of its mask.
+    pub const fn detection(&self, mask_offset: u32) -> DetectionRow {
+        DetectionRow {
+            xyxy: self.xyxy,
+            confidence: self.confidence,
+            class_id: self.class_id,
+            query_idx: self.query_idx,
+            class_idx: self.class_idx,
+            mask_xyxy: self.mask_xyxy,
+            mask_area: self.mask_area,
+            mask_offset,
+            mask_len: self.mask_len,
+            num_counts: self.num_counts,
+        }
+    }
+}
+
 const _: () = {
-    assert!(size_of::<DetectionRow>() == 64);
-    assert!(core::mem::offset_of!(DetectionRow, confidence) == 16);
-    assert!(core::mem::offset_of!(DetectionRow, mask_xyxy) == 32);
-    assert!(core::mem::offset_of!(DetectionRow, mask_area) == 48);
-    assert!(core::mem::offset_of!(DetectionRow, num_counts) == 60);
+    assert!(size_of::<PackedRow>() == 64);
+    assert!(core::mem::offset_of!(PackedRow, confidence) == 16);
+    assert!(core::mem::offset_of!(PackedRow, mask_xyxy) == 32);
+    assert!(core::mem::offset_of!(PackedRow, mask_area) == 48);
+    assert!(core::mem::offset_of!(PackedRow, nonfinite_mask_logits) == 52);
+    assert!(core::mem::offset_of!(PackedRow, num_counts) == 60);
 };
 
 /// Non-finite values met in one image. They are inputs, not errors; a non-zero count usually means a broken model.
@@ -78,8 +126,6 @@ pub const MAX_IMAGE_SIDE: u32 = 16_384;
 /// The largest batch that the kernels take.
 pub const MAX_BATCH: u32 = 256;
 
-const _: () = assert!(MAX_BATCH < 1 << DONE_SHIFT && MAX_BATCH * MAX_SELECT < 1 << (32 - DONE_SHIFT));
-
 /// Image records that travel inside the argument record; larger batches read them from device memory.
 pub const INLINE_IMAGES: usize = 8;
 
@@ -111,8 +157,6 @@ pub const FLAG_SELECT_ONLY: u32 = 1 << 8;
 
 /// No row.
 pub const NO_QUERY: u32 = u32::MAX;
-/// Of the word that counts finished selection blocks: where the sum of the detections begins.
-pub const DONE_SHIFT: u32 = 10;
 
 /// Image flag: a static crop offset is added to the boxes.
 pub const IMAGE_CROPPED: u32 = 1;
@@ -193,35 +237,22 @@ const _: () = assert!(size_of::<ImageRecord>() == 112);
 pub struct ImageHeader {
     /// Number of rows.
     pub num_detections: u32,
-    /// Largest length of a run-length mask, in its elements; above the planned capacity the masks are incomplete.
-    pub needed_mask_len: u32,
-    /// Non-finite values.
+    /// Non-finite values but for mask logits, which the rows count: zero here.
     pub health: Health,
     /// Unused.
-    pub reserved: u32,
+    pub reserved: [u32; 2],
 }
 
 const _: () = {
     assert!(size_of::<ImageHeader>() == 32);
-    assert!(core::mem::offset_of!(ImageHeader, health) == 8);
+    assert!(core::mem::offset_of!(ImageHeader, health) == 4);
 };
 
-/// First record of the packed result. The kernel writes `sequence` last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "alloc", derive(bytemuck::Pod, bytemuck::Zeroable))]
-#[repr(C, align(16))]
-pub struct ResultHeader {
-    /// The request's number: equal to the one that was launched when, and only when, everything else is there.
-    pub sequence: u32,
-    /// Number of images.
-    pub num_images: u32,
-    /// Number of detections of the whole batch.
-    pub num_detections: u32,
-    /// Unused.
-    pub reserved: u32,
+/// The word of flag number `flag` of the result. The first has 64 bytes for itself: the host looks at it until it is set, and only
+/// then at the others, because memory that the host looks at all the time is slow to write for everybody.
+pub const fn flag_word(flag: u32) -> u32 {
+    if flag == 0 { 0 } else { 15 + flag }
 }
-
-const _: () = assert!(size_of::<ResultHeader>() == 16);
 
 /// Arguments of the kernel `rfdetr_select`. Fields that end in `_at` are device addresses.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -239,14 +270,15 @@ pub struct SelectArgs {
     pub queries_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
     pub headers_at: u64,
-    /// `[batch, max_detections]` [`DetectionRow`]: written.
+    /// `[batch, max_detections]` [`PackedRow`]: written.
     pub rows_at: u64,
     /// Axis tables: written.
     pub axes_at: u64,
-    /// One word, zero between launches: finished blocks, and in the bits from [`DONE_SHIFT`] on the detections.
-    pub done_at: u64,
-    /// [`ResultHeader`]; used with `FLAG_SELECT_ONLY`.
-    pub result_at: u64,
+    /// One word: masks that were taken, for the run-length kernels. Written: none.
+    pub taken_at: u64,
+    /// `[batch]` flags of the result; used with `FLAG_SELECT_ONLY`. Written: `sequence`, each behind what its image has of the
+    /// result.
+    pub block_flags_at: u64,
     /// `[batch]` [`ImageRecord`]; used when the batch exceeds `INLINE_IMAGES`.
     pub records_at: u64,
     /// Number of images.
@@ -313,20 +345,22 @@ pub struct MaskArgs {
     pub masks_at: u64,
     /// `[batch]` [`ImageHeader`] of the selection.
     pub headers_at: u64,
-    /// `[batch, max_detections]` [`DetectionRow`] of the selection.
+    /// `[batch, max_detections]` [`PackedRow`] of the selection.
     pub rows_at: u64,
     /// `[batch, max_detections]` fours of words of the selection: the query of each row, [`NO_QUERY`] behind the last, then left
     /// and right of its box (`f32`).
     pub queries_at: u64,
     /// Axis tables of the selection.
     pub axes_at: u64,
-    /// Two words, zero between launches: finished masks, and masks that were taken.
+    /// Two words. Finished blocks or masks, where one block finishes all: zero between launches. Masks that were taken, for run
+    /// lengths: zero when the selection has ended.
     pub done_at: u64,
-    /// [`ResultHeader`]: written, its `sequence` last.
-    pub result_at: u64,
+    /// Flags of the result. Written: `sequence`, for run lengths by each block behind what it has stored of the result, else the
+    /// first flag alone, behind all of it.
+    pub block_flags_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
     pub result_headers_at: u64,
-    /// `[batch, max_detections]` [`DetectionRow`]: written.
+    /// `[batch, max_detections]` [`PackedRow`]: written.
     pub result_rows_at: u64,
     /// The masks: written.
     pub payload_at: u64,
@@ -456,7 +490,7 @@ pub mod shared {
         pub const FACTS: u32 = RECORD + size_of::<super::super::ImageRecord>() as u32 + 32;
         /// Run lengths: blocks of a cluster, on devices that have them: they share a mask.
         pub const RLE_CLUSTER: u32 = 4;
-        /// Run lengths: four words: image, slot and query of the mask, and the number of masks.
+        /// Run lengths: four words: image, slot and query of the mask, and one that is not used.
         pub const ITEM: u32 = FACTS + 16;
         /// Run lengths: two words: start and end of the block's columns.
         pub const PART: u32 = ITEM + 16;

@@ -17,10 +17,10 @@ use crate::{
     geometry::{ImageMeta, Size},
     options::{BoxRounding, Frame, MaskFormat, MaskResize, NegativeSizes, Options, ScoreArithmetic},
     packed::{
-        self, AxesLayout, DetectionRow, FLAG_BILINEAR, FLAG_BIT_PACKED, FLAG_CLAMP_SIZES, FLAG_CLIP_BOXES,
-        FLAG_RLE_STRING, FLAG_ROUND_BOXES, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, FLAG_WHOLE_IMAGE, IMAGE_CROPPED,
-        IMAGE_IDENTITY, IMAGE_PLAIN_ROWS, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, ResultHeader, RleLayout,
-        SelectArgs, WINDOW_MARGIN, shared::masks as shared,
+        self, AxesLayout, FLAG_BILINEAR, FLAG_BIT_PACKED, FLAG_CLAMP_SIZES, FLAG_CLIP_BOXES, FLAG_RLE_STRING,
+        FLAG_ROUND_BOXES, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, FLAG_WHOLE_IMAGE, IMAGE_CROPPED, IMAGE_IDENTITY,
+        IMAGE_PLAIN_ROWS, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, PackedRow, RleLayout, SelectArgs,
+        WINDOW_MARGIN, shared::masks as shared,
     },
     request::{self, ColumnTable, MaskGeometry, ModelShape},
     score::min_logit,
@@ -131,15 +131,15 @@ pub const SELECT_KERNEL: &str = "rfdetr_select";
 /// Offsets of the device-only buffer's sections, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct WorkLayout {
-    /// Counters of finished blocks, of finished masks and of masks that were taken; must be zero before the first launch.
-    pub done: u64,
+    /// Counters of finished blocks or masks, and of masks that were taken; the first must be zero before the first launch.
+    pub counters: u64,
     /// `[C]` pairs of class id and threshold ([`Plan::column_bytes`]): uploaded once.
     pub columns: u64,
     /// `[max_batch]` [`ImageRecord`]: uploaded by requests of more than `INLINE_IMAGES` images.
     pub records: u64,
     /// `[max_batch]` [`ImageHeader`].
     pub headers: u64,
-    /// `[max_batch, max_detections]` [`DetectionRow`].
+    /// `[max_batch, max_detections]` [`PackedRow`].
     pub rows: u64,
     /// `[max_batch, max_detections]` fours of words.
     pub queries: u64,
@@ -152,9 +152,12 @@ pub struct WorkLayout {
 /// Offsets of the result's sections, in bytes. The result is what the host reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct ResultLayout {
-    /// `[max_batch]` [`ImageHeader`], behind the [`ResultHeader`] at 0.
+    /// Flags, a word each: all that a request sets ([`Plan::num_flags`]) have its number when, and only when, everything else is
+    /// there.
+    pub flags: u64,
+    /// `[max_batch]` [`ImageHeader`].
     pub headers: u64,
-    /// `[max_batch, max_detections]` [`DetectionRow`].
+    /// `[max_batch, max_detections]` [`PackedRow`].
     pub rows: u64,
     /// Run-length masks: `[max_batch, max_detections, mask_capacity]` elements. Empty for the other formats, whose
     /// masks have a buffer of their own (`payload_bytes`).
@@ -304,11 +307,11 @@ impl Plan {
         };
         let batch = spec.max_batch as u64;
         let work = WorkLayout {
-            done: section(16),
+            counters: section(16),
             columns: section(8 * spec.shape.num_classes as u64),
             records: section(batch * size_of::<ImageRecord>() as u64),
             headers: section(batch * size_of::<ImageHeader>() as u64),
-            rows: section(rows_bytes * size_of::<DetectionRow>() as u64),
+            rows: section(rows_bytes * size_of::<PackedRow>() as u64),
             queries: section(rows_bytes * 16),
             axes: section(batch * u64::from(axes.image_stride) * 16),
             bytes: 0,
@@ -321,11 +324,11 @@ impl Plan {
             end = (start + bytes).next_multiple_of(64);
             start
         };
-        section(size_of::<ResultHeader>() as u64);
         let element = if format == MaskFormat::Counts { 4 } else { 1 };
         let result = ResultLayout {
+            flags: section(4 * u64::from(packed::flag_word(num_flags(mask_kernel, mask_grid, spec.max_batch)))),
             headers: section(batch * size_of::<ImageHeader>() as u64),
-            rows: section(rows_bytes * size_of::<DetectionRow>() as u64),
+            rows: section(rows_bytes * size_of::<PackedRow>() as u64),
             masks: section(rows_bytes * u64::from(mask_capacity) * element),
             bytes: 0,
         };
@@ -396,6 +399,11 @@ impl Plan {
         batch as u32 * (1 + self.axis_blocks())
     }
 
+    /// Flags that a request of `batch` images sets, from the first on: one for each block that writes a part of the result.
+    pub fn num_flags(&self, batch: usize) -> u32 {
+        num_flags(self.mask_kernel, self.mask_grid, batch)
+    }
+
     fn axis_blocks(&self) -> u32 {
         match self.mask_kernel {
             Some(MaskKernel::Grid) | None => 0,
@@ -432,8 +440,8 @@ impl Plan {
             headers_at,
             rows_at,
             axes_at: work(self.work.axes),
-            done_at: work(self.work.done),
-            result_at: result(0),
+            taken_at: work(self.work.counters) + 4,
+            block_flags_at: result(self.result.flags),
             records_at: work(self.work.records),
             batch: records.len() as u32,
             num_queries: self.spec.shape.num_queries as u32,
@@ -458,8 +466,8 @@ impl Plan {
             rows_at,
             queries_at: work(self.work.queries),
             axes_at: work(self.work.axes),
-            done_at: work(self.work.done) + 4,
-            result_at: result(0),
+            done_at: work(self.work.counters),
+            block_flags_at: result(self.result.flags),
             result_headers_at: result(self.result.headers),
             result_rows_at: result(self.result.rows),
             payload_at: if is_run_length { result(self.result.masks) } else { buffers.payload_at },
@@ -593,6 +601,16 @@ fn rle_layout_within(mask_h: u32, mask_w: u32, max_image: Size, budget: u32) -> 
         tiles_offset: place(4 * tile_words * num_tiles),
         num_tile_words: tile_words * num_tiles,
     })
+}
+
+/// See [`Plan::num_flags`].
+fn num_flags(mask_kernel: Option<MaskKernel>, mask_grid: u32, batch: usize) -> u32 {
+    match mask_kernel {
+        None => batch as u32,
+        Some(MaskKernel::Rle | MaskKernel::RleLarge) => mask_grid,
+        // Of the block that counts itself last.
+        Some(MaskKernel::Dense | MaskKernel::Grid) => 1,
+    }
 }
 
 /// `FLAG_` bits of the options.

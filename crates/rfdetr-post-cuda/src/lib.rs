@@ -54,7 +54,7 @@ use std::{
 use cudarc::driver::sys;
 use rfdetr_post_core::{
     DType, Detections, ImageMeta, MaskFormat, Size, Tensor, TensorData, Tensors,
-    packed::{DetectionRow, ImageHeader, ResultHeader, shared::masks as shared},
+    packed::{ImageHeader, PackedRow, shared::masks as shared},
     plan::{DeviceInputs, DeviceLimits, MaskKernel, Plan, PlanSpec, SELECT_KERNEL},
     request::Request,
     unpack::PackedResult,
@@ -87,7 +87,7 @@ pub enum DeviceChoice {
 /// Where the packed result (headers, rows, run lengths) is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultPlace {
-    /// Pinned host memory, by the kernel itself: the host waits on a word, without a copy or a driver call.
+    /// Pinned host memory, by the kernels themselves: the host waits on flags, without a copy or a driver call.
     Host,
     /// Device memory, for those who stay there; `wait` copies it.
     Device,
@@ -553,7 +553,7 @@ impl Drop for Ticket {
 pub struct DeviceAnswer {
     /// `[max_batch]` image headers.
     pub headers_at: u64,
-    /// `[max_batch, max_detections]` rows.
+    /// `[max_batch, max_detections]` rows: [`PackedRow`](rfdetr_post_core::packed::PackedRow).
     pub rows_at: u64,
     /// `[max_batch, max_detections, mask_capacity]` run lengths.
     pub run_lengths_at: u64,
@@ -587,12 +587,12 @@ impl Answer<'_> {
         if self.slot.metas.is_empty() || !self.slot.has_result_on_device() {
             return Ok(());
         }
-        self.slot.fetch(&header_ranges(plan, self.slot.metas.len()))?;
-        for ranges in [row_ranges, run_length_ranges] {
-            let ranges = self.packed()?.map(|packed| ranges(plan, &packed)).unwrap_or_default();
-            self.slot.fetch(&ranges)?;
-        }
-        Ok(())
+        self.slot.fetch(&[header_range(plan, self.slot.metas.len())])?;
+        let (bytes, metas) = self.slot.result(plan.result.bytes as usize);
+        let ranges = row_ranges(plan, &PackedResult::of_headers(plan, metas, bytes)?);
+        self.slot.fetch(&ranges)?;
+        let ranges = self.packed()?.map(|packed| run_length_ranges(plan, &packed)).unwrap_or_default();
+        self.slot.fetch(&ranges)
     }
 
     /// Decodes everything; masks that stayed on the device are copied.
@@ -604,7 +604,7 @@ impl Answer<'_> {
         let mut payload = Vec::new();
         if plan.payload_bytes > 0 {
             let ranges = self.packed()?.map(|packed| {
-                let image = |image| (packed.size(image), packed.header(image).num_detections);
+                let image = |image| (packed.size(image), packed.num_detections(image));
                 payload_ranges(plan, (0..packed.num_images()).map(image))
             });
             let ranges = ranges.unwrap_or_default();
@@ -618,18 +618,18 @@ impl Answer<'_> {
     }
 }
 
-/// The parts of the result that hold headers of `batch` images.
-fn header_ranges(plan: &Plan, batch: usize) -> [(usize, usize); 2] {
+/// The part of the result that holds headers of `batch` images.
+fn header_range(plan: &Plan, batch: usize) -> (usize, usize) {
     let headers = plan.result.headers as usize;
-    [(0, size_of::<ResultHeader>()), (headers, headers + batch * size_of::<ImageHeader>())]
+    (headers, headers + batch * size_of::<ImageHeader>())
 }
 
 /// The parts of the result that hold rows. Needs the headers.
 fn row_ranges(plan: &Plan, packed: &PackedResult<'_>) -> Vec<(usize, usize)> {
-    let row = size_of::<DetectionRow>();
+    let row = size_of::<PackedRow>();
     let of_image = |image| {
         let start = plan.result.rows as usize + image * plan.max_detections as usize * row;
-        let end = start + packed.header(image).num_detections as usize * row;
+        let end = start + packed.num_detections(image) as usize * row;
         (end > start).then_some((start, end))
     };
     (0..packed.num_images()).filter_map(of_image).collect()
@@ -645,7 +645,7 @@ fn run_length_ranges(plan: &Plan, packed: &PackedResult<'_>) -> Vec<(usize, usiz
     let image_len = plan.mask_capacity as usize * plan.max_detections as usize;
     let mut ranges = Vec::new();
     for image in 0..packed.num_images() {
-        for idx in 0..packed.header(image).num_detections as usize {
+        for idx in 0..packed.num_detections(image) as usize {
             let row = packed.row(image, idx);
             let start = plan.result.masks as usize + (image * image_len + row.mask_offset as usize) * element;
             let end = start + row.mask_len as usize * element;
@@ -723,26 +723,28 @@ mod tests {
         for (mask_format, element) in [(MaskFormat::Rle, 1), (MaskFormat::Counts, 4), (MaskFormat::Dense, 0)] {
             let plan = plan(mask_format, (6, 9));
             let metas = [ImageMeta::stretch(Size::new(50, 40), Size::new(36, 24)).unwrap(); 3];
-            assert_eq!(header_ranges(&plan, 3), [(0, 16), (64, 64 + 96)]);
-            assert_eq!(header_ranges(&plan, 1)[1], (64, 96));
+            assert_eq!(header_range(&plan, 3), (64, 64 + 96));
+            assert_eq!(header_range(&plan, 1), (64, 96));
 
-            let mut bytes = vec![0; plan.result.bytes as usize];
-            let mut put = |at: usize, record: &[u8]| bytes[at..at + record.len()].copy_from_slice(record);
-            let header = ResultHeader { sequence: 1, num_images: 3, num_detections: 3, reserved: 0 };
-            put(0, bytemuck::bytes_of(&header));
+            // What the request before has left: masks that did not fit.
+            let mut bytes = vec![0xff; plan.result.bytes as usize];
+            let put = |bytes: &mut [u8], at: usize, record: &[u8]| {
+                bytes[at..at + record.len()].copy_from_slice(record);
+            };
             let num_detections = [2u32, 0, 1];
             for (image, num_detections) in num_detections.into_iter().enumerate() {
-                let header = ImageHeader { num_detections, ..bytemuck::Zeroable::zeroed() };
-                put(64 + 32 * image, bytemuck::bytes_of(&header));
+                let header = ImageHeader { num_detections, ..Default::default() };
+                put(&mut bytes, 64 + 32 * image, bytemuck::bytes_of(&header));
             }
             let rows = plan.result.rows as usize;
+            let packed = PackedResult::of_headers(&plan, &metas, &bytes).unwrap();
+            assert_eq!(row_ranges(&plan, &packed), [(rows, rows + 128), (rows + 64 * 20, rows + 64 * 21)]);
             let capacity = plan.mask_capacity;
             for (image, idx, mask_len) in [(0, 0, 7), (0, 1, 0), (2, 0, 3)] {
-                let row = DetectionRow { mask_offset: idx as u32 * capacity, mask_len, ..Default::default() };
-                put(rows + 64 * (10 * image + idx), bytemuck::bytes_of(&row));
+                let row = PackedRow { mask_len, ..Default::default() };
+                put(&mut bytes, rows + 64 * (10 * image + idx), bytemuck::bytes_of(&row));
             }
             let packed = PackedResult::new(&plan, &metas, &bytes).unwrap();
-            assert_eq!(row_ranges(&plan, &packed), [(rows, rows + 128), (rows + 64 * 20, rows + 64 * 21)]);
             let masks = plan.result.masks as usize;
             let third = masks + 2 * 10 * capacity as usize * element;
             let expected = [(masks, masks + 7 * element), (third, third + 3 * element)];

@@ -3,11 +3,15 @@
 //! # Protocol
 //!
 //! A slot is in the ring (free) or owned by one ticket. While its work is in flight the device writes `result`; the host
-//! reads the sequence number in its first word, and nothing else until that word says that all is written. The word is
-//! set to 0 before a launch and to [`SEQUENCE`] by the kernel, by a release store of system scope after everything else.
+//! reads its flags, and nothing else until all that the request sets say that they are. They are set to 0 before a launch
+//! and to [`SEQUENCE`] by the kernels: each by one block, by a release store of system scope after everything that the block
+//! stores of the result, and after which it touches nothing of the slot. So when all are seen the result is there and the
+//! slot's buffers are free, though the last blocks may not have ended. (Dense and grid masks have one flag, of the block that
+//! counted itself last.)
 
 use std::{
     ffi::c_void,
+    ops::Range,
     ptr,
     sync::{
         Arc,
@@ -18,7 +22,7 @@ use std::{
 use cudarc::driver::sys;
 use rfdetr_post_core::{
     ImageMeta,
-    packed::{INLINE_IMAGES, ImageRecord, MaskArgs, SelectArgs, shared},
+    packed::{INLINE_IMAGES, ImageRecord, MaskArgs, SelectArgs, flag_word, shared},
     plan::{DeviceBuffers, DeviceInputs, Plan},
 };
 
@@ -28,7 +32,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What the kernel writes into the result's first word.
+/// What the kernels write into the result's flags.
 const SEQUENCE: u32 = 1;
 
 /// The entries of the module that a plan needs.
@@ -48,7 +52,7 @@ unsafe impl Sync for Functions {}
 /// Where the packed result is written.
 #[derive(Debug)]
 enum ResultBuffer {
-    /// Pinned host memory: the kernel's stores go over the bus, and the host waits on a word.
+    /// Pinned host memory: the kernel's stores go over the bus, and the host waits on its flags.
     Host(PinnedBuffer),
     /// Device memory, and the host's copy of it.
     Device(DeviceBuffer, Vec<u8>),
@@ -88,6 +92,10 @@ pub(crate) struct Slot {
     captured: Option<(SelectArgs, MaskArgs)>,
     stream: sys::CUstream,
     in_flight: bool,
+    /// Where the result's flags begin.
+    flags_offset: usize,
+    /// The flags of the request that were not seen set yet.
+    awaited: Range<u32>,
     /// The images of the request.
     pub metas: Vec<ImageMeta>,
 }
@@ -130,6 +138,8 @@ impl Slot {
             captured: None,
             stream: ptr::null_mut(),
             in_flight: false,
+            flags_offset: plan.result.flags as usize,
+            awaited: 0..0,
             metas: Vec::with_capacity(plan.spec.max_batch),
         })
     }
@@ -180,9 +190,12 @@ impl Slot {
         }
         let records = plan.records(metas);
         let (select, masks) = plan.args(inputs, &self.buffers(), &records, SEQUENCE);
+        self.awaited = 0..plan.num_flags(metas.len());
         if let ResultBuffer::Host(buffer) = &self.result {
-            // SAFETY: the first word of the buffer; nothing is in flight that could write it.
-            unsafe { AtomicU32::from_ptr(buffer.host().cast()) }.store(0, Ordering::Release);
+            for idx in self.awaited.clone() {
+                // SAFETY: the plan has room for the flags of its batches; nothing is in flight that could write them.
+                unsafe { flag(buffer, self.flags_offset, idx) }.store(0, Ordering::Release);
+            }
         }
         self.stream = stream;
         let context = self.context.clone();
@@ -284,8 +297,13 @@ impl Slot {
         }
         let ended = match &self.result {
             ResultBuffer::Host(buffer) => {
-                // SAFETY: the first word of the buffer, written by the device only.
-                unsafe { AtomicU32::from_ptr(buffer.host().cast()) }.load(Ordering::Acquire) == SEQUENCE
+                // Those before the first that is missing were seen: they are not looked at again.
+                // SAFETY: flags of the request, written by the device only.
+                let is_set = |idx| unsafe { flag(buffer, self.flags_offset, idx) }.load(Ordering::Acquire) == SEQUENCE;
+                while !self.awaited.is_empty() && is_set(self.awaited.start) {
+                    self.awaited.start += 1;
+                }
+                self.awaited.is_empty()
             }
             ResultBuffer::Device(..) => {
                 let handle = self.done.handle();
@@ -385,6 +403,15 @@ impl Drop for Slot {
             let _ = self.context.with(|| unsafe { cu!(cuCtxSynchronize()) });
         }
     }
+}
+
+/// A flag of the result, whose flags begin `offset` bytes in.
+///
+/// # Safety
+/// The result has the flag, and it is accessed atomically only while the device may write it.
+unsafe fn flag(buffer: &PinnedBuffer, offset: usize, idx: u32) -> &AtomicU32 {
+    // SAFETY: the caller vouches for the flag; the buffer begins at a page.
+    unsafe { AtomicU32::from_ptr(buffer.host().add(offset).cast::<u32>().add(flag_word(idx) as usize)) }
 }
 
 /// Captures both launches into a graph.

@@ -9,7 +9,9 @@ use std::{
 };
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, result, sys};
-use rfdetr_post_core::{DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, MaskRef, Size};
+use rfdetr_post_core::{
+    DType, DetectionRow, Detections, Error as CoreError, ImageMeta, MaskFormat, MaskRef, Size, packed::PackedRow,
+};
 use rfdetr_post_cuda::{
     CudaConfig, CudaFleet, CudaPostprocessor, DeviceTensor, DeviceTensors, Error, LaunchMode, ResultPlace, Stream,
     Ticket, device_count,
@@ -182,7 +184,7 @@ impl<'a> TicketRound<'a> {
             // Rows without a copy, from the same ticket.
             let mut waited = tickets[1].wait().map_err(text)?;
             let packed = waited.packed().map_err(text)?.ok_or("no packed answer")?;
-            ensure(packed.header(0).num_detections as usize == self.expected[1].images[0].len(), "the packed header")?;
+            ensure(packed.num_detections(0) as usize == self.expected[1].images[0].len(), "the packed header")?;
         }
         Ok(())
     }
@@ -247,7 +249,7 @@ impl<'a> TicketRound<'a> {
             let at = ticket.device_answer();
             let expected = &self.expected[which].images[0];
             let mut num_detections = u32::MAX;
-            let mut rows = vec![DetectionRow::default(); expected.len()];
+            let mut rows = vec![PackedRow::default(); expected.len()];
             let copy = |to: *mut c_void, from: u64, len: usize| {
                 // SAFETY: both sides are as long as said; unified addresses, because the answer may lie on the host.
                 unsafe { sys::cuMemcpyAsync(to as u64, from, len, other.cu_stream()) }.result().map_err(text)
@@ -261,11 +263,12 @@ impl<'a> TicketRound<'a> {
             ensure(num_detections as usize == expected.len(), "the header behind the event")?;
             for (row, expected) in rows.iter().zip(&expected.rows) {
                 let key = |row: &DetectionRow| (row.query_idx, row.class_id, row.confidence.to_bits(), row.mask_area);
-                ensure(key(row) == key(expected), "a row behind the event")?;
+                ensure(key(&row.detection(0)) == key(expected), "a row behind the event")?;
             }
-            for (idx, row) in rows.iter().enumerate() {
+            let capacity = postprocessor.plan().mask_capacity as usize;
+            for idx in 0..rows.len() {
                 let (from, mask) = match expected.mask(idx) {
-                    Some(MaskRef::Rle(mask)) => (at.run_lengths_at + u64::from(row.mask_offset), mask),
+                    Some(MaskRef::Rle(mask)) => (at.run_lengths_at + (idx * capacity) as u64, mask),
                     Some(MaskRef::Dense(mask)) => {
                         (at.payload_at + (idx * mask.len().next_multiple_of(16)) as u64, mask)
                     }
