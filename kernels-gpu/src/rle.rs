@@ -32,7 +32,7 @@
 //! windows without room in shared memory are evaluated pixel by pixel: once where a bit for each row has room, else twice, to
 //! count and to list.
 
-use rfdetr_post_core::packed::{IMAGE_PLAIN_ROWS, shared::masks as layout};
+use rfdetr_post_core::packed::{IMAGE_PLAIN_ROWS, MaskArgs, shared::masks as layout};
 
 use crate::{
     axes::Axis,
@@ -52,7 +52,7 @@ use crate::{
 /// Callers: every thread of every block of whole clusters.
 ///
 /// # Safety
-/// The running entry's arguments hold what [`MaskArgs`](rfdetr_post_core::packed::MaskArgs) promises, and the block has the shared
+/// The running entry's arguments hold what [`MaskArgs`] promises, and the block has the shared
 /// memory of their `rle`.
 #[inline(always)]
 pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
@@ -71,21 +71,28 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
         // On its way while the detections are counted: of the mask that a cluster shares, if it does.
         let mut is_known = args.batch == 1 && cluster < args.max_detections;
         let mut row = if is_known { masks::query_and_box_of(args, cluster as usize) } else { (0, [0.0; 2]) };
-        let num_masks = Work::new(args, |_, num_detections| num_detections).num_items;
+        let work = Work::new(args, |_, num_detections| num_detections);
+        let num_masks = work.num_items;
         if block == 0 {
             masks::block_copy_headers(args);
         }
-        let num_shared = num_shared(num_masks, grid, cluster::num_blocks());
+        let (num_shared, is_ranked) = num_shared(num_masks, grid, cluster::num_blocks());
         let mut prepared_image = 0;
-        let (mut mask_idx, mut num_parts) = (num_shared + block, 1);
-        if cluster < num_shared {
-            (mask_idx, num_parts) = (cluster, cluster::num_blocks());
-        } else {
+        // The cluster's mask, or the block's own; if they are ranked, blocks that share one have none.
+        let (mut mask_idx, mut num_parts) = (cluster, cluster::num_blocks());
+        if cluster >= num_shared {
+            let num_busy = if is_ranked { num_shared * cluster::num_blocks() } else { 0 };
+            (mask_idx, num_parts) = (num_shared + (block - num_busy), 1);
+            is_known = false;
+        }
+        let mut ranked = 0;
+        if is_ranked && mask_idx < num_masks {
+            ranked = of_rank(&work, args, mask_idx);
             is_known = false;
         }
         while mask_idx < num_masks {
             let args = &masks::args(params);
-            let (image, slot) = Work::counted(args).image_of(mask_idx);
+            let (image, slot) = Work::counted(args).image_of(if is_ranked { ranked } else { mask_idx });
             if image != prepared_image {
                 geometry = prepare::<IN_SHARED>(params, image, geometry);
                 prepared_image = image;
@@ -99,7 +106,8 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
                 Outcome::Taken(taken) if !is_shared => mask_idx = num_shared + grid + taken,
                 // The first block makes a mask that has too many transitions to be shared.
                 Outcome::NoRoom if rank == 0 => {}
-                _ => mask_idx = num_shared + block,
+                // Ranked masks are no more than one for each block.
+                _ => mask_idx = if is_ranked { num_masks } else { num_shared + block },
             }
             num_parts = 1;
         }
@@ -108,13 +116,66 @@ pub unsafe fn masks_rle<const IN_SHARED: bool>(params: Params) {
     }
 }
 
-/// How many masks clusters of `num_blocks` blocks share, one each: those that are left when every block has as many as every
-/// other, if there is a cluster for each of them. They are the first ones.
+/// How many masks clusters of `num_blocks` blocks share, one each, and whether these are the widest, see [`of_rank`].
+///
+/// - All, if there is a cluster for each.
+/// - Else, if there is a block for each: the widest, as many as blocks are left over for.
+/// - Else those that are left when every block has as many as every other, if there is a cluster for each of them: the first.
 #[inline(always)]
-fn num_shared(num_masks: u32, grid: u32, num_blocks: u32) -> u32 {
+fn num_shared(num_masks: u32, grid: u32, num_blocks: u32) -> (u32, bool) {
+    if num_blocks == 1 {
+        return (0, false);
+    }
+    if num_masks * num_blocks > grid && num_masks <= grid && num_masks <= layout::MAX_TILES {
+        // SAFETY: more than one block a cluster.
+        let num_shared = unsafe { div_rem(grid - num_masks, num_blocks - 1).0 };
+        return (num_shared, num_shared > 0);
+    }
     // SAFETY: a grid has blocks.
     let left = if num_masks < grid { num_masks } else { unsafe { div_rem(num_masks, grid).1 } };
-    if num_blocks > 1 && left * num_blocks <= grid { left } else { 0 }
+    (if left * num_blocks <= grid { left } else { 0 }, false)
+}
+
+/// The mask of a rank: those of wider boxes come first, of equal ones the first. Width is what a mask's time grows with.
+///
+/// Callers: every thread of the block; valid in all threads. Ends with a barrier. Cost: a load, and a comparison for every two masks.
+///
+/// # Safety
+/// As [`masks_rle`]; `work` are the detections, at most `layout::MAX_TILES` and more than `rank`.
+#[track_caller]
+#[inline(always)]
+unsafe fn of_rank(work: &Work, args: &MaskArgs, rank: u32) -> u32 {
+    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
+    // SAFETY: the caller vouches for the detections; the layout has the words, which no mask uses yet.
+    unsafe {
+        let (widths, found) = (Shared::<u32>::at(layout::TILE_COUNTS), Shared::<u32>::at(layout::NEXT));
+        let mut i = tid;
+        while i < work.num_items {
+            let (image, slot) = work.image_of(i);
+            let (_, [left, right]) = masks::query_and_box_of(args, masks::row_idx(args, image, slot));
+            let width = right - left;
+            // Numbers that are not negative are in the order of their bits.
+            widths.store(i, if width > 0.0 { width.to_bits() } else { 0 });
+            i += block;
+        }
+        thread::sync_threads();
+        let mut i = warp::warp_id();
+        while i < work.num_items {
+            let width = widths.load(i);
+            let (mut before, mut other) = (0, warp::lane_id());
+            while other < work.num_items {
+                let other_width = widths.load(other);
+                before += (other_width > width || other_width == width && other < i) as u32;
+                other += 32;
+            }
+            if warp::warp_reduce_add(warp::FULL_MASK, before) == rank && warp::lane_id() == 0 {
+                found.store(0, i);
+            }
+            i += block / 32;
+        }
+        thread::sync_threads();
+        found.load(0)
+    }
 }
 
 /// How a mask ended.
