@@ -96,6 +96,69 @@ fn masks_of_one_live_row_or_column() {
     }
 }
 
+/// Dense masks of images so wide, or of grids so wide, that a row of tiles is more than one group: wide blobs, thin ones, and here
+/// and there a value that is not finite.
+#[test]
+fn dense_masks_of_several_groups() {
+    // Widths of whole words and others; the last grid has more cells a tile than a group of many tiles has room for.
+    for (width, height, mask_h, mask_w) in
+        [(2049, 11, 5, 40), (2064, 17, 3, 70), (4112, 9, 2, 100), (1504, 30, 12, 500)]
+    {
+        for mask_format in [MaskFormat::Dense, MaskFormat::BitPacked] {
+            let num_masks = 5;
+            let cells = (0..num_masks * mask_h * mask_w).map(|i| {
+                let (mask, r, c) = (i / (mask_h * mask_w), i / mask_w % mask_h, i % mask_w);
+                let wave = ((c as f32 * (0.02 + 0.1 * mask as f32)) + r as f32).sin();
+                match (mask, i % 97) {
+                    (1, 5) => f32::NAN,
+                    (2, 7) => f32::INFINITY,
+                    (3, 11) => f32::NEG_INFINITY,
+                    // Mostly foreground, then mostly background.
+                    (0 | 1, _) => wave + 0.7,
+                    _ => wave - 0.8,
+                }
+            });
+            let case = RequestCase {
+                boxes: OwnedTensor::new([0.5; 4].repeat(num_masks), &[1, num_masks, 4], DType::F32),
+                logits: OwnedTensor::new(vec![3.0; num_masks], &[1, num_masks, 1], DType::F32),
+                masks: Some(OwnedTensor::new(cells.collect(), &[1, num_masks, mask_h, mask_w], DType::F32)),
+                metas: vec![ImageMeta::stretch(Size::new(width, height), Size::new(384, 384)).unwrap()],
+                options: Options { mask_format, ..Options::default() },
+            };
+            for seed in 0..2 {
+                let shape = Shape { mask_threads: 96, mask_grid: 5, ..Shape::from_seed(seed) };
+                assert_equal(&format!("{width}x{height} {mask_format:?}, seed {seed}"), &case, seed, shape);
+            }
+        }
+    }
+}
+
+/// More masks than clusters, and fewer than blocks: the widest are shared, of equal ones the first, and boxes may be of no width
+/// or of none that is a number.
+#[test]
+fn run_lengths_of_more_masks_than_clusters() {
+    let (mask_h, mask_w) = (9, 20);
+    for num_masks in [3usize, 5, 9, 17, 31] {
+        let widths = [0.5f32, 0.25, 0.5, 0.0, -0.5, f32::NAN, 1.0, 0.5];
+        let boxes = (0..num_masks).flat_map(|i| [0.5, 0.5, widths[i % 8], 0.5]);
+        let cells = (0..num_masks * mask_h * mask_w).map(|i| ((i * 7919 % 613) as f32 * 0.05).sin() - 0.2);
+        let case = RequestCase {
+            boxes: OwnedTensor::new(boxes.collect(), &[1, num_masks, 4], DType::F32),
+            logits: OwnedTensor::new(vec![3.0; num_masks], &[1, num_masks, 1], DType::F32),
+            masks: Some(OwnedTensor::new(cells.collect(), &[1, num_masks, mask_h, mask_w], DType::F32)),
+            metas: vec![ImageMeta::stretch(Size::new(83, 45), Size::new(384, 384)).unwrap()],
+            options: Options { mask_format: MaskFormat::Rle, ..Options::default() },
+        };
+        for seed in 0..4 {
+            // Some windows are so small that a shared mask has no room, and is made anew.
+            let num_clusters = [2, 8][seed as usize % 2];
+            let shape =
+                Shape { num_clusters, mask_threads: 64, is_large: false, ..Shape::from_seed(seed << 24 | seed) };
+            assert_equal(&format!("{num_masks} masks, {num_clusters} clusters"), &case, seed, shape);
+        }
+    }
+}
+
 /// A value that is not finite in the last column, of images whose last column's cells are computed a little before the grid's end:
 /// every cell is counted, by one block.
 #[test]
