@@ -369,7 +369,7 @@ impl Out {
                         }
                         i += 1;
                     }
-                } else if self.row_bytes % 16 == 0 {
+                } else if self.row_bytes.is_multiple_of(16) {
                     // A lane has 16 pixels of each quarter of a row.
                     let has = |quarter: u32| {
                         left + TILE_W * TILES / 4 * quarter + 16 * lane < width
@@ -430,7 +430,7 @@ impl Out {
                 word |= warp::warp_shuffle_xor(FULL_MASK, word, 1);
                 word |= warp::warp_shuffle_xor(FULL_MASK, word, 2);
                 word |= warp::warp_shuffle_xor(FULL_MASK, word, 4);
-                if lane % 8 == 0 && 4 * lane < len {
+                if lane.is_multiple_of(8) && 4 * lane < len {
                     Global::<u32>::from_address(at).store_streaming((lane / 8) as usize, word);
                 }
             } else {
@@ -453,7 +453,7 @@ impl Out {
         let len = len.min(TILE_W);
         // SAFETY: whole words and single bytes are inside the row.
         unsafe {
-            if skew == 0 && len % 4 == 0 {
+            if skew == 0 && len.is_multiple_of(4) {
                 if 4 * lane < len {
                     Global::<u32>::from_address(at).store_streaming(lane as usize, bytes_of(nibble));
                 }

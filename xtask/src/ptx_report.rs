@@ -82,7 +82,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 fn allowed(arch: &str, kernel: &str) -> u32 {
     match kernel {
         "rfdetr_masks_rle" | "rfdetr_masks_rle_large" => 200,
-        "rfdetr_masks_dense" => 80,
+        "rfdetr_masks_dense" => 100,
         _ => 0,
     }
 }

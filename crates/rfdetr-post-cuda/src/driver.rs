@@ -212,6 +212,12 @@ impl Context {
 
     /// Runs `f` with this context current.
     pub fn with<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut current = ptr::null_mut();
+        // SAFETY: asks only.
+        unsafe { cu!(cuCtxGetCurrent(&mut current))? };
+        if current == self.handle {
+            return f();
+        }
         // SAFETY: the context is alive; what is pushed is popped, also on an error.
         unsafe { cu!(cuCtxPushCurrent_v2(self.handle))? };
         let result = f();

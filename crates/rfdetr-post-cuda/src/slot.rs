@@ -90,6 +90,8 @@ pub(crate) struct Slot {
     done: Event,
     graph: Option<Graph>,
     captured: Option<(SelectArgs, MaskArgs)>,
+    /// The inputs of the captured arguments, as long as these are of the slot's images.
+    captured_inputs: Option<DeviceInputs>,
     stream: sys::CUstream,
     in_flight: bool,
     /// Where the result's flags begin.
@@ -136,6 +138,7 @@ impl Slot {
             done: Event::new(context)?,
             graph: None,
             captured: None,
+            captured_inputs: None,
             stream: ptr::null_mut(),
             in_flight: false,
             flags_offset: plan.result.flags as usize,
@@ -187,9 +190,8 @@ impl Slot {
         if !is_same {
             self.metas.clear();
             self.metas.extend_from_slice(metas);
+            self.captured_inputs = None;
         }
-        let records = plan.records(metas);
-        let (select, masks) = plan.args(inputs, &self.buffers(), &records, SEQUENCE);
         self.awaited = 0..plan.num_flags(metas.len());
         if let ResultBuffer::Host(buffer) = &self.result {
             for idx in self.awaited.clone() {
@@ -205,11 +207,11 @@ impl Slot {
             if is_empty {
                 return Ok(());
             }
-            if records.len() > INLINE_IMAGES {
-                self.upload_records(plan, &records, stream)?;
-            }
             match mode {
                 LaunchMode::Stream => {
+                    let records = plan.records(metas);
+                    self.upload_records(plan, &records, stream)?;
+                    let (select, masks) = plan.args(inputs, &self.buffers(), &records, SEQUENCE);
                     let (first, second) = self.launches(plan, metas.len());
                     // SAFETY: the caller vouches for the inputs; the slot owns everything else.
                     unsafe {
@@ -220,7 +222,14 @@ impl Slot {
                     }
                 }
                 LaunchMode::Graph => {
-                    self.prepare_graph(plan, metas.len(), &select, &masks)?;
+                    // The same buffers and images as in the request before: so are the arguments, and the records on the device.
+                    if self.captured_inputs != Some(*inputs) {
+                        let records = plan.records(metas);
+                        self.upload_records(plan, &records, stream)?;
+                        let (select, masks) = plan.args(inputs, &self.buffers(), &records, SEQUENCE);
+                        self.prepare_graph(plan, metas.len(), &select, &masks)?;
+                        self.captured_inputs = Some(*inputs);
+                    }
                     let exec = self.graph.as_ref().map_or(ptr::null_mut(), |graph| graph.exec);
                     // SAFETY: as above; the graph's arguments are the request's.
                     unsafe { cu!(cuGraphLaunch(exec, stream))? };
@@ -234,8 +243,11 @@ impl Slot {
         })
     }
 
+    /// Copies the records of the images to the device, if they are more than the arguments have room for.
     fn upload_records(&self, plan: &Plan, records: &[ImageRecord], stream: sys::CUstream) -> Result<()> {
-        let Some(staged) = &self.staged_records else { return Ok(()) };
+        let Some(staged) = self.staged_records.as_ref().filter(|_| records.len() > INLINE_IMAGES) else {
+            return Ok(());
+        };
         let bytes: &[u8] = bytemuck::cast_slice(records);
         let address = self.work.address() + plan.work.records;
         // SAFETY: the plan sized both for `max_batch` records; the last copy from here ended with the last request.

@@ -24,7 +24,10 @@ use rfdetr_post_tests::{
     tally::{Outcome, Tally, parallel},
 };
 
-use crate::judge::{Gpu, How};
+use crate::{
+    judge::{Gpu, How},
+    parts::tiled,
+};
 
 /// A request's tensors in device memory.
 struct Uploaded {
@@ -165,6 +168,7 @@ impl<'a> TicketRound<'a> {
         self.not_waiting(tally)?;
         self.captured(tally)?;
         self.empty(tally)?;
+        self.one_slot(tally)?;
         self.stream.synchronize().map_err(text)
     }
 
@@ -351,6 +355,37 @@ impl<'a> TicketRound<'a> {
             &self.expected[2],
             self.enqueue(&mut postprocessor, 2).and_then(|mut t| answer(&mut t)),
         )
+    }
+
+    /// Requests one after the other in one slot, which keeps what it can of the one before: the same again, other tensors, other
+    /// images, fewer and more of them, in every order.
+    fn one_slot(&self, tally: &mut Tally) -> Result<(), String> {
+        let other_size = ImageMeta::stretch(Size::new(200, 151), Size::new(312, 312)).map_err(text)?;
+        let mut requests = Vec::new();
+        for times in [1, 12] {
+            for which in [0, 1] {
+                let case = tiled(&self.cases[which], times);
+                let resized = RequestCase { metas: vec![other_size; times], ..case.clone() };
+                let uploaded = upload(&case, &self.stream)?;
+                let answers = [case.reference(), resized.reference()];
+                ensure(compare::compare(&answers[0], &answers[1]).is_err(), "the sizes' answers are alike")?;
+                requests.push((uploaded, [case.metas, resized.metas], answers));
+            }
+        }
+        let mut config = CudaConfig { slots: 1, ..self.config.clone() };
+        config.spec.max_batch = 12;
+        let mut postprocessor = self.gpu.postprocessor(config).map_err(text)?;
+        let states = 2 * requests.len();
+        for (before, after) in (0..states * states).map(|pair| (pair / states, pair % states)) {
+            for state in [before, after, after] {
+                let (uploaded, metas, answers) = &requests[state / 2];
+                let got = enqueue(&mut postprocessor, uploaded, &metas[state % 2], &self.stream);
+                let got = got.and_then(|mut ticket| answer(&mut ticket));
+                same(&format!("request {state} of {before} and {after} in one slot"), &answers[state % 2], got)?;
+                tally.count("requests in one slot");
+            }
+        }
+        Ok(())
     }
 
     fn empty(&self, tally: &mut Tally) -> Result<(), String> {
