@@ -100,10 +100,10 @@ fn masks_of_one_live_row_or_column() {
 /// and there a value that is not finite.
 #[test]
 fn dense_masks_of_several_groups() {
-    // Widths of whole words and others; the last grid has more cells a tile than a group of many tiles has room for.
-    for (width, height, mask_h, mask_w) in
-        [(2049, 11, 5, 40), (2064, 17, 3, 70), (4112, 9, 2, 100), (1504, 30, 12, 500)]
-    {
+    // Widths of whole words and others; a grid with more cells a tile than a group of many tiles has room for; one with more than
+    // there is room for.
+    let sizes = [(2049, 11, 5, 40), (2064, 17, 3, 70), (4112, 9, 2, 100), (1504, 30, 12, 500), (209, 205, 200, 200)];
+    for (width, height, mask_h, mask_w) in sizes {
         for mask_format in [MaskFormat::Dense, MaskFormat::BitPacked] {
             let num_masks = 5;
             let cells = (0..num_masks * mask_h * mask_w).map(|i| {

@@ -57,12 +57,15 @@ impl KernelImage {
 
     /// Whether the second kernel waits for the first one itself, and so may be launched before that has ended.
     pub(crate) fn waits_for_launch_before(self) -> bool {
-        let (Self::Cubin(made_for) | Self::Ptx(made_for)) = self;
-        made_for >= (9, 0)
+        self.is_made_for_9()
     }
 
     /// Whether the blocks of the run-length kernels form clusters.
     pub(crate) fn has_clusters(self) -> bool {
+        self.is_made_for_9()
+    }
+
+    fn is_made_for_9(self) -> bool {
         let (Self::Cubin(made_for) | Self::Ptx(made_for)) = self;
         made_for >= (9, 0)
     }

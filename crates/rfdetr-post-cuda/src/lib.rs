@@ -271,9 +271,10 @@ impl CudaPostprocessor {
             return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
         }
         let mut limits = config.limits.unwrap_or(info.limits());
+        let is_run_length = matches!(config.spec.options.mask_format, MaskFormat::Rle | MaskFormat::Counts);
         if !kernels.loaded.image.has_clusters() {
             limits.rle_clusters = 0;
-        } else if limits.rle_clusters == 0 {
+        } else if limits.rle_clusters == 0 && is_run_length {
             // How the multiprocessors are grouped is not known otherwise.
             let shared_bytes = limits.max_shared_bytes.min(info.max_shared_bytes);
             let function = kernels.module.function(MaskKernel::Rle.name(), info.max_shared_bytes)?;
