@@ -554,7 +554,7 @@ impl Drop for Ticket {
 pub struct DeviceAnswer {
     /// `[max_batch]` image headers.
     pub headers_at: u64,
-    /// `[max_batch, max_detections]` rows: [`PackedRow`](rfdetr_post_core::packed::PackedRow).
+    /// `[max_batch, max_detections]` rows: [`PackedRow`].
     pub rows_at: u64,
     /// `[max_batch, max_detections, mask_capacity]` run lengths.
     pub run_lengths_at: u64,
@@ -724,8 +724,10 @@ mod tests {
         for (mask_format, element) in [(MaskFormat::Rle, 1), (MaskFormat::Counts, 4), (MaskFormat::Dense, 0)] {
             let plan = plan(mask_format, (6, 9));
             let metas = [ImageMeta::stretch(Size::new(50, 40), Size::new(36, 24)).unwrap(); 3];
-            assert_eq!(header_range(&plan, 3), (64, 64 + 96));
-            assert_eq!(header_range(&plan, 1), (64, 96));
+            let headers = plan.result.headers as usize;
+            assert_eq!(headers, 64 * plan.num_flags(3) as usize, "headers lie behind the flags");
+            assert_eq!(header_range(&plan, 3), (headers, headers + 96));
+            assert_eq!(header_range(&plan, 1), (headers, headers + 32));
 
             // What the request before has left: masks that did not fit.
             let mut bytes = vec![0xff; plan.result.bytes as usize];
@@ -735,7 +737,7 @@ mod tests {
             let num_detections = [2u32, 0, 1];
             for (image, num_detections) in num_detections.into_iter().enumerate() {
                 let header = ImageHeader { num_detections, ..Default::default() };
-                put(&mut bytes, 64 + 32 * image, bytemuck::bytes_of(&header));
+                put(&mut bytes, headers + 32 * image, bytemuck::bytes_of(&header));
             }
             let rows = plan.result.rows as usize;
             let packed = PackedResult::of_headers(&plan, &metas, &bytes).unwrap();
