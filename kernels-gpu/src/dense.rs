@@ -37,8 +37,8 @@
 //! (images hardly larger), are *plain*: each pixel is evaluated on its own, from device memory.
 //!
 //! Why tiles without a positive cell are background: weights are not negative, so no sum of such cells is positive, nor is
-//! NaN; a NaN counts as a cell of its sign. Why tiles of positive ordinary cells are foreground: each pass has a weight of at least 2^-10 (the largest of at most
-//! 1025), so a sum is at least 2^-60, and at most 2^101.
+//! NaN; a NaN counts as a cell of its sign. Why tiles of positive ordinary cells are foreground: each pass has a weight of at
+//! least 2^-10 (the largest of at most 1025), so a sum is at least 2^-60, and at most 2^101.
 //!
 //! 16-byte stores need a width that is a multiple of 16. Other widths store each row as words of four pixels where the
 //! address allows it, and as bytes at the tile's edges.
