@@ -323,6 +323,18 @@ impl Part {
     fn has_content(&self) -> bool {
         self.content[2] > 0
     }
+
+    /// The rows and columns of cells that `span` says of its content: [`reach`] or [`counted`]. Without content, spans that add
+    /// nothing to others.
+    #[inline(always)]
+    fn spans(&self, record: &ImageRecord, flags: u32, span: impl Fn(&Axis, u32, u32) -> Span) -> [Span; 2] {
+        if !self.has_content() {
+            return [Span { start: u32::MAX, end: 0 }; 2];
+        }
+        let [x0, y0, x1, y1] = self.content;
+        let rows = span(&Axis::rows(record, flags), y0 - record.offset_y, y1 - record.offset_y);
+        [rows, span(&Axis::columns(record, flags), x0 - record.offset_x, x1 - record.offset_x)]
+    }
 }
 
 /// Where rows of a mask go, and how.
@@ -673,13 +685,7 @@ impl<'a> Group<'a> {
             let (y, x) = if shape.num_across == 1 { (part, 0) } else { div_rem(part, shape.num_across) };
             let (left, top) = (TILE_W * shape.num_tiles * x, TILE_H * y);
             let row = image * self.args.max_detections + slot;
-            let (mut rows, mut columns) = (Span { start: u32::MAX, end: 0 }, Span { start: u32::MAX, end: 0 });
-            let part = self.part(left, top);
-            if part.has_content() {
-                let [x0, y0, x1, y1] = part.content;
-                rows = reach(&Axis::rows(&record, self.flags), y0 - record.offset_y, y1 - record.offset_y);
-                columns = reach(&Axis::columns(&record, self.flags), x0 - record.offset_x, x1 - record.offset_x);
-            }
+            let [rows, columns] = self.part(left, top).spans(&record, self.flags, reach);
             let of_warp = |span: Span| Span {
                 start: warp::warp_reduce_min(FULL_MASK, span.start),
                 end: warp::warp_reduce_max(FULL_MASK, span.end),
@@ -813,13 +819,7 @@ impl<'a> Group<'a> {
         unsafe {
             let group = Self { lane: math::opaque(self.lane), ..*self };
             let record = group.record();
-            let part = group.part(left, top);
-            let (mut rows, mut columns) = (Span { start: u32::MAX, end: 0 }, Span { start: u32::MAX, end: 0 });
-            if part.has_content() {
-                let [x0, y0, x1, y1] = part.content;
-                rows = counted(&Axis::rows(&record, self.flags), y0 - record.offset_y, y1 - record.offset_y);
-                columns = counted(&Axis::columns(&record, self.flags), x0 - record.offset_x, x1 - record.offset_x);
-            }
+            let [rows, columns] = group.part(left, top).spans(&record, self.flags, counted);
             let r_end = warp::warp_reduce_max(FULL_MASK, rows.end);
             let c_end = warp::warp_reduce_max(FULL_MASK, columns.end);
             let first_c = warp::warp_reduce_min(FULL_MASK, columns.start);

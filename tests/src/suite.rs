@@ -106,7 +106,7 @@ mod tests {
             let plan = Plan::new(case.plan_spec().unwrap(), DeviceLimits::new(4)).unwrap();
             let rows = case.reference().images.into_iter().flat_map(|image| image.rows);
             let longest = rows.map(|row| row.mask_len).max().unwrap_or(0);
-            let is_run_length = matches!(case.options.mask_format, MaskFormat::Rle | MaskFormat::Counts);
+            let is_run_length = case.options.mask_format.is_run_length();
             assert!(!is_run_length || longest <= plan.mask_capacity, "{name}: {longest} of {}", plan.mask_capacity);
         }
     }

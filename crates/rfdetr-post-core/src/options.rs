@@ -70,6 +70,11 @@ pub enum MaskFormat {
 }
 
 impl MaskFormat {
+    /// Whether masks are run lengths.
+    pub const fn is_run_length(self) -> bool {
+        matches!(self, Self::Counts | Self::Rle)
+    }
+
     /// The format's name, as in configuration files.
     pub const fn name(self) -> &'static str {
         match self {

@@ -352,8 +352,8 @@ pub struct MaskArgs {
     pub queries_at: u64,
     /// Axis tables of the selection.
     pub axes_at: u64,
-    /// Two words. Finished blocks or masks, where one block finishes all: zero between launches. Masks that were taken, for run
-    /// lengths: zero when the selection has ended.
+    /// Two words. Finished blocks, where one of them finishes all: zero between launches. Masks that were taken, for run lengths:
+    /// zero when the selection has ended.
     pub done_at: u64,
     /// Flags of the result. Written: `sequence`, for run lengths by each block behind what it has stored of the result, else the
     /// first flag alone, behind all of it.

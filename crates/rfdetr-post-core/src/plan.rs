@@ -131,7 +131,7 @@ pub const SELECT_KERNEL: &str = "rfdetr_select";
 /// Offsets of the device-only buffer's sections, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct WorkLayout {
-    /// Counters of finished blocks or masks, and of masks that were taken; the first must be zero before the first launch.
+    /// Counters of finished blocks, and of masks that were taken; the first must be zero before the first launch.
     pub counters: u64,
     /// `[C]` pairs of class id and threshold ([`Plan::column_bytes`]): uploaded once.
     pub columns: u64,

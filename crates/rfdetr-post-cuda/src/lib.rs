@@ -271,7 +271,7 @@ impl CudaPostprocessor {
             return Err(Error::Config { field: "slots", expected: "at least 1", got: "0".to_string() });
         }
         let mut limits = config.limits.unwrap_or(info.limits());
-        let is_run_length = matches!(config.spec.options.mask_format, MaskFormat::Rle | MaskFormat::Counts);
+        let is_run_length = config.spec.options.mask_format.is_run_length();
         if !kernels.loaded.image.has_clusters() {
             limits.rle_clusters = 0;
         } else if limits.rle_clusters == 0 && is_run_length {

@@ -90,7 +90,7 @@ pub(crate) struct Slot {
     done: Event,
     graph: Option<Graph>,
     captured: Option<(SelectArgs, MaskArgs)>,
-    /// The inputs of the captured arguments, as long as these are of the slot's images.
+    /// The inputs of the captured arguments and of the records on the device, as long as these are of the slot's images.
     captured_inputs: Option<DeviceInputs>,
     stream: sys::CUstream,
     in_flight: bool,
@@ -223,16 +223,17 @@ impl Slot {
                 }
                 LaunchMode::Graph => {
                     // The same buffers and images as in the request before: so are the arguments, and the records on the device.
-                    if self.captured_inputs != Some(*inputs) {
+                    if self.captured_inputs.take() != Some(*inputs) {
                         let records = plan.records(metas);
                         self.upload_records(plan, &records, stream)?;
                         let (select, masks) = plan.args(inputs, &self.buffers(), &records, SEQUENCE);
                         self.prepare_graph(plan, metas.len(), &select, &masks)?;
-                        self.captured_inputs = Some(*inputs);
                     }
                     let exec = self.graph.as_ref().map_or(ptr::null_mut(), |graph| graph.exec);
                     // SAFETY: as above; the graph's arguments are the request's.
                     unsafe { cu!(cuGraphLaunch(exec, stream))? };
+                    // Not before: after an error nothing is known of graph and records, which a stream that is captured has not copied.
+                    self.captured_inputs = Some(*inputs);
                 }
             }
             if matches!(self.result, ResultBuffer::Device(..)) {

@@ -94,7 +94,7 @@ fn judge(case: &Case, inputs: &Inputs, cpu: &mut CpuPostprocessor) -> bench::Res
     } else {
         (reference::process(&request)?, "reference")
     };
-    let is_run_length = matches!(case.format, MaskFormat::Rle | MaskFormat::Counts);
+    let is_run_length = case.format.is_run_length();
     let rows = answer.images.iter().flat_map(|image| &image.rows).filter(|_| is_run_length);
     let largest_mask = rows.map(|row| row.mask_len).max().unwrap_or(0);
     Ok(Judged { answer: Some(answer), by, largest_mask })
