@@ -9,14 +9,15 @@
 //! The fast version does the same for few pixels, and is quick to see that the others need nothing:
 //!
 //! ```text
-//! a work item is a group of up to 16 tiles side by side, of 128 columns and 8 rows each, of one mask
-//! a warp looks at it: it loads the few cells that the group is made of, a column each lane; votes make them two bits a column;
-//! then each lane has a tile, and sees in the bits of its columns:
+//! a work item is a group of up to 16 tiles side by side, of 128 columns and 8 rows each, of one mask; of two rows of tiles, where
+//! only fewer of them have room
+//! a warp looks at it: it loads the few cells that the group is made of, a column each lane; votes make them two bits a cell;
+//! then each lane has a tile, and sees in the bits of its rows and columns:
 //!   no cell is positive              -> zeros
 //!   all are, and ordinary            -> ones
 //!   else                             -> the tile is mixed, and is listed
 //! then the warps of the block share everything out that was found, whosever it is: one in four stores zeros and ones, the
-//! others draw mixed tiles, and who is done does the other
+//! others draw mixed tiles, and who is done does the other; where there are more mixed tiles than warps, all draw first
 //! a mixed tile: row by row, each lane blends the window rows above and below in its four columns
 //! ```
 //!
@@ -31,7 +32,9 @@
 //!    has to be argued for NaN, infinities or underflow. A pixel is four instructions.
 //! 4. Nothing is held in registers that is cheap to read again: kernels of a few microseconds wait for registers that do
 //!    not fit.
-//! 5. Masks are not finished one by one. The last block of the grid writes all rows of the result.
+//! 5. Masks are not finished one by one. The last block of the grid writes the masks' fields of all rows of the result.
+//! 6. What does not need the selection is done while it runs: of a single image, where each warp's first group lies, and which
+//!    cells it is made of.
 //!
 //! Rows and columns of more than two cells (images smaller than the grid), and groups of more cells than there is room for
 //! (images hardly larger), are *plain*: each pixel is evaluated on its own, from device memory.
@@ -46,14 +49,16 @@
 use rfdetr_post_core::packed::{
     AxesLayout, FLAG_BILINEAR, FLAG_BIT_PACKED, INLINE_IMAGES, ImageHeader, ImageRecord, MaskArgs, PackedRow,
     shared::masks::{
-        DENSE_CELLS, DENSE_LIST, DENSE_TILE_H as TILE_H, DENSE_TILE_W as TILE_W, DENSE_TILES as TILES,
-        DENSE_WARP_BYTES, DENSE_WARP_CELLS, DENSE_WARP_GROUP, DENSE_WARP_STATS, DENSE_WARPS,
+        DENSE_ACROSS as ACROSS, DENSE_CELLS, DENSE_DOWN as DOWN, DENSE_LIST, DENSE_TILE_H as TILE_H,
+        DENSE_TILE_W as TILE_W, DENSE_TILES as TILES, DENSE_WARP_BYTES, DENSE_WARP_CELLS, DENSE_WARP_GROUP,
+        DENSE_WARP_ROWS, DENSE_WARP_STATS, DENSE_WARPS,
     },
 };
 
 use crate::{
     axes::Axis,
     columns::{Geometry, Taps, Window},
+    flags::block_set_flag,
     inputs::{RECORD_WORDS, load_record_word, record_of_words},
     masks::{self, Stats, Work},
     scan::{div_ceil, div_rem},
@@ -91,6 +96,7 @@ const NUM_COUNTERS: u32 = 3;
 #[inline(always)]
 pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
     let (tid, block, num_warps) = (thread::thread_idx_x(), thread::block_idx_x(), thread::block_dim_x() / 32);
+    let num_blocks = thread::grid_dim_x();
     // SAFETY: the block has the counters.
     unsafe {
         if tid < 2 * NUM_COUNTERS {
@@ -98,22 +104,27 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
         }
     }
     thread::sync_threads();
-    grid::depend_wait();
-    // SAFETY: the selection has ended; images are of this launch; barriers separate who looks and who draws.
+    // SAFETY: images are of this launch; what the selection writes is read when it has ended; barriers separate who looks and who
+    // draws.
     unsafe {
-        // The number of groups fits: they are fewer than the payload's bytes over 32, but for masks of a few pixels.
-        let work = Work::new(args, |image, num_detections| {
-            let record = masks::record(args, params, image);
-            num_detections * Shape::new(&record).num_groups
-        });
-        let num_blocks = div_ceil(work.num_items.max(1), num_warps).min(thread::grid_dim_x());
-        let (counters, num_warps_before) = (masks::counters(), num_blocks * warp::warp_id());
-        // A quarter of the warps stores while the others draw.
-        let fills_first = warp::warp_id() < num_warps.div_ceil(4);
-        // Groups of a block are far apart: what one warp finds little of, another may find much of. In each turn the block draws
-        // what it looked at in the turn before, and looks at what comes next.
+        let counters = masks::counters();
+        // Groups of a block are far apart: what one warp finds little of, another may find much of.
+        let before = num_blocks * warp::warp_id();
+        let mut work = Work::counted(args);
+        let is_batch = args.batch > 1;
+        if is_batch {
+            grid::depend_wait();
+            work = count(args, params);
+        } else {
+            let mut half = 0;
+            while half < math::opaque(2) {
+                Group::new(args, params, half, warp::warp_id()).keep(0);
+                half += 1;
+            }
+        }
+        // In each turn the block draws what it looked at in the turn before, and looks at what comes next.
         let (mut first, mut next, mut turn) = (block, block, 0);
-        while block < num_blocks && (turn == 0 || first < work.num_items) {
+        loop {
             // Two halves of the warps' part of shared memory and of the list, and three sets of counters.
             let (drawn, looked) = (turn % 2, (turn + 1) % 2);
             let (taken, counted) = (TAKEN + (turn + 2) % 3 * NUM_COUNTERS, TAKEN + turn % 3 * NUM_COUNTERS);
@@ -124,7 +135,8 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
                 }
                 let num_groups = div_ceil(work.num_items - first, num_blocks).min(num_warps);
                 let num_tiles = counters.load(taken + NUM_TILES);
-                let (mut fills, mut pass) = (fills_first, 0);
+                // A quarter of the warps stores while the others draw, unless each has something to draw.
+                let (mut fills, mut pass) = (num_tiles <= num_warps && warp::warp_id() < num_warps.div_ceil(4), 0);
                 while pass < 2 {
                     let (counter, num) = (taken + fills as u32, if fills { num_groups } else { num_tiles });
                     loop {
@@ -147,39 +159,108 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
                     pass += 1;
                 }
             }
-            if next + num_warps_before < work.num_items {
-                let (image, within) = work.image_of(next + num_warps_before);
+            let item = next + before;
+            // The only image's groups are known before it is known how many there are.
+            if !is_batch && turn == 0 || item < work.num_items {
+                let (image, within) = work.image_of(item);
                 let group = Group::new(args, params, looked, warp::warp_id());
                 // The first lane may still read the sums of the group before.
                 warp::sync_warp(FULL_MASK);
-                if args.batch > 1 || turn < 2 {
+                if is_batch {
                     group.keep(image);
                 }
-                let mixed = group.look(image, within);
-                if mixed != 0 {
-                    let mut slot = 0;
-                    if group.lane == 0 {
-                        slot = counters.fetch_add(counted + NUM_TILES, mixed.count_ones());
-                    }
-                    let slot = warp::warp_shuffle_idx(FULL_MASK, slot, 0);
-                    if mixed >> group.lane & 1 != 0 {
-                        let before = (mixed & ((1 << group.lane) - 1)).count_ones();
-                        list(looked).store(slot + before, TILES * warp::warp_id() + group.lane);
+                let aim = group.aim(image, within);
+                if !is_batch && turn == 0 {
+                    grid::depend_wait();
+                }
+                // On its way while the detections are counted.
+                let query_idx = aim.query_idx(args);
+                if !is_batch && turn == 0 {
+                    work = count(args, params);
+                }
+                if item < work.num_items {
+                    let mixed = group.look(&aim, query_idx);
+                    if mixed != 0 {
+                        let mut slot = 0;
+                        if group.lane == 0 {
+                            slot = counters.fetch_add(counted + NUM_TILES, mixed.count_ones());
+                        }
+                        let slot = warp::warp_shuffle_idx(FULL_MASK, slot, 0);
+                        if mixed >> group.lane & 1 != 0 {
+                            let before = (mixed & ((1 << group.lane) - 1)).count_ones();
+                            list(looked).store(slot + before, TILES * warp::warp_id() + group.lane);
+                        }
                     }
                 }
             }
+            if turn == 0 && block == num_blocks - 1 {
+                begin_rows(args, params);
+            }
             thread::sync_threads();
-            if turn > 0 && first + num_warps_before < work.num_items {
+            if turn > 0 && first + before < work.num_items {
                 Group::new(args, params, drawn, warp::warp_id()).add_stats();
             }
             (first, turn) = (next, turn + 1);
             next += num_blocks * num_warps;
+            if first >= work.num_items {
+                break;
+            }
         }
-        finish(args, params);
+        finish(args);
     }
 }
 
-/// Counts the block as finished; the last of the grid writes the rows of the result and publishes it.
+/// The groups of every image.
+///
+/// Callers: every thread of the block; valid in all threads.
+///
+/// # Safety
+/// As [`masks_dense`]; the selection has ended, and the record of a single image is kept.
+#[track_caller]
+#[inline(always)]
+unsafe fn count(args: &MaskArgs, params: Params) -> Work {
+    // The number of groups fits: they are fewer than the payload's bytes over 32, but for masks of a few pixels.
+    // SAFETY: the caller vouches for the selection and the record; images are of this launch.
+    unsafe {
+        Work::new(args, |image, num_detections| {
+            let shape = if args.batch == 1 {
+                Group::new(args, params, 1, warp::warp_id()).shape()
+            } else {
+                Shape::new(&masks::record(args, params, image))
+            };
+            num_detections * shape.num_groups
+        })
+    }
+}
+
+/// Writes what is known of the result before there are masks: the headers, and of each row what the selection wrote, and the
+/// mask's length.
+///
+/// Callers: every thread of one block.
+///
+/// # Safety
+/// As [`masks_dense`]; the selection has ended.
+#[track_caller]
+#[inline(always)]
+unsafe fn begin_rows(args: &MaskArgs, params: Params) {
+    // SAFETY: rows below an image's number of detections are the selection's.
+    unsafe {
+        masks::block_copy_headers(args);
+        for_each_row(args, |image, row| {
+            let record = masks::record(args, params, image);
+            let is_packed = args.flags & FLAG_BIT_PACKED != 0;
+            let len = record.height * if is_packed { record.width.div_ceil(32) } else { record.width };
+            let at = (row * size_of::<PackedRow>()) as u64;
+            let from = Global::<[u32; 4]>::from_address(args.rows_at + at);
+            let to = Global::<[u32; 4]>::from_address(args.result_rows_at + at);
+            to.store(0, from.load(0));
+            to.store(1, from.load(1));
+            Global::<[u32; 2]>::from_address(args.result_rows_at + at).store(LEN_WORD / 2, [len, 0]);
+        });
+    }
+}
+
+/// Counts the block as finished; the last of the grid writes the rest of the rows and sets the flag.
 ///
 /// Callers: every thread of every block, when its tiles are written.
 ///
@@ -187,28 +268,41 @@ pub unsafe fn masks_dense(args: &MaskArgs, params: Params) {
 /// As [`masks_dense`]; each block is counted once.
 #[track_caller]
 #[inline(always)]
-unsafe fn finish(args: &MaskArgs, params: Params) {
-    let (tid, block) = (thread::thread_idx_x(), thread::block_dim_x());
-    // SAFETY: rows below an image's number of detections are the selection's.
+unsafe fn finish(args: &MaskArgs) {
+    // SAFETY: all tiles are finished when the last block is counted.
     unsafe {
         if !masks::count_block(args) {
             return;
         }
-        let headers = Global::<u32>::from_address(args.headers_at);
-        let num_detections = |image: u32| headers.load(image as usize * size_of::<ImageHeader>() / 4);
-        let mut row = tid;
-        while row < args.batch * args.max_detections {
+        for_each_row(args, |_, row| {
+            let (stats, nonfinite) = load_stats(args, row);
+            let at = args.result_rows_at + (row * size_of::<PackedRow>()) as u64;
+            Global::<[u32; 4]>::from_address(at).store(BOX_WORD / 4, stats.tight_or_zeros());
+            Global::<[u32; 2]>::from_address(at).store(AREA_WORD / 2, [stats.area, nonfinite]);
+        });
+        block_set_flag(args.block_flags_at, 0, args.sequence);
+    }
+}
+
+/// Calls `f` with image and index of every row of the result.
+///
+/// Callers: every thread of the block, of which each has some rows.
+///
+/// # Safety
+/// As [`masks_dense`]; the selection has ended.
+#[inline(always)]
+unsafe fn for_each_row(args: &MaskArgs, f: impl Fn(u32, usize)) {
+    let headers = Global::<u32>::from_address(args.headers_at);
+    let mut row = thread::thread_idx_x();
+    while row < args.batch * args.max_detections {
+        // SAFETY: an image has rows, and a header.
+        unsafe {
             let (image, slot) = div_rem(row, args.max_detections);
-            if slot < num_detections(image) {
-                let record = masks::record(args, params, image);
-                let is_packed = args.flags & FLAG_BIT_PACKED != 0;
-                let len = record.height * if is_packed { record.width.div_ceil(32) } else { record.width };
-                let (stats, nonfinite) = load_stats(args, row as usize);
-                masks::write_result_row(args, row as usize, &stats, nonfinite, len);
+            if slot < headers.load(image as usize * size_of::<ImageHeader>() / 4) {
+                f(image, row as usize);
             }
-            row += block;
         }
-        masks::publish_all(args);
+        row += thread::block_dim_x();
     }
 }
 
@@ -225,26 +319,46 @@ unsafe fn list(half: u32) -> Shared<u32> {
 /// How a mask is cut into groups.
 #[derive(Clone, Copy)]
 struct Shape {
-    /// Groups of the mask, and side by side; tiles of a group, of the last one side by side perhaps fewer.
+    /// Groups of the mask, and side by side.
     num_groups: u32,
     num_across: u32,
-    num_tiles: u32,
+    /// Tiles of a group side by side, of the last group perhaps fewer; and one above the other.
+    across: u32,
+    down: u32,
 }
 
 impl Shape {
-    /// As few groups as can be, of as equal size as can be, whose cells have room; if not even those of a tile have, tiles.
+    /// As few groups as can be, of as equal width as can be, whose cells have room; if not even those of a tile have, tiles. Where
+    /// only few tiles side by side have room, two rows of them share what they load.
     #[inline(always)]
     fn new(record: &ImageRecord) -> Self {
-        // Rows and columns of cells, with those on both sides, and one for the rounding.
-        let num_rows = TILE_H as f32 * record.scale_y + 3.0;
-        let fitting = (DENSE_CELLS as f32 - 3.0 * num_rows) / (TILE_W as f32 * record.scale_x * num_rows);
-        let fitting = (fitting as u32).clamp(1, TILES);
+        let fitting = |down: u32| {
+            // Rows and columns of cells, with those on both sides, and one for the rounding.
+            let num_rows = (down * TILE_H) as f32 * record.scale_y + 3.0;
+            let fitting = (DENSE_CELLS as f32 - 3.0 * num_rows) / (TILE_W as f32 * record.scale_x * num_rows);
+            (fitting as u32).clamp(1, ACROSS)
+        };
         let num_tiles = record.width.div_ceil(TILE_W);
+        let down = if fitting(1) < num_tiles.min(ACROSS) { DOWN } else { 1 };
         // SAFETY: an image has columns.
         unsafe {
-            let num_across = div_ceil(num_tiles, fitting);
-            let num_tiles = div_ceil(num_tiles, num_across);
-            Self { num_groups: num_across * record.height.div_ceil(TILE_H), num_across, num_tiles }
+            let num_across = div_ceil(num_tiles, fitting(down));
+            let across = div_ceil(num_tiles, num_across);
+            Self { num_groups: num_across * div_ceil(record.height, down * TILE_H), num_across, across, down }
+        }
+    }
+
+    /// Mask, first column and first row of a group of an image.
+    ///
+    /// # Safety
+    /// The shape is an image's.
+    #[inline(always)]
+    unsafe fn place(&self, within: u32) -> (u32, u32, u32) {
+        // SAFETY: an image has groups.
+        unsafe {
+            let (slot, part) = div_rem(within, self.num_groups);
+            let (y, x) = if self.num_across == 1 { (part, 0) } else { div_rem(part, self.num_across) };
+            (slot, TILE_W * self.across * x, self.down * TILE_H * y)
         }
     }
 }
@@ -264,6 +378,7 @@ struct Place {
     /// Row of the selection.
     row: u32,
     image: u32,
+    query_idx: u32,
     /// First column and row of the canvas.
     left: u32,
     top: u32,
@@ -271,15 +386,47 @@ struct Place {
     first_row: u32,
     first_column: u32,
     num_columns: u32,
-    /// Whether the cells have room in shared memory.
-    is_shared: bool,
+    /// Whether the cells are in shared memory, and no row has more than two.
+    can_blend: bool,
 }
 
 impl Place {
     /// First column and row of a tile.
     #[inline(always)]
     fn tile(&self, tile: u32) -> (u32, u32) {
-        (self.left + tile * TILE_W, self.top)
+        (self.left + tile % ACROSS * TILE_W, self.top + tile / ACROSS * TILE_H)
+    }
+}
+
+/// A group that a warp is about to look at.
+struct Aim {
+    image: u32,
+    /// Of the image's rows.
+    slot: u32,
+    /// Of the selection's.
+    row: u32,
+    /// First column and row of the canvas.
+    left: u32,
+    top: u32,
+    /// The cells that the group is made of, and those of the lane's tile.
+    window_rows: Span,
+    window_columns: Span,
+    rows: Span,
+    columns: Span,
+}
+
+impl Aim {
+    /// The detection's query; anything where there is no such row.
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; the selection has ended.
+    #[inline(always)]
+    unsafe fn query_idx(&self, args: &MaskArgs) -> u32 {
+        if self.slot >= args.max_detections {
+            return 0;
+        }
+        // SAFETY: a row of the image.
+        unsafe { masks::query_of(args, self.row as usize) }
     }
 }
 
@@ -362,12 +509,19 @@ impl Out {
     #[track_caller]
     #[inline(always)]
     unsafe fn fill(&self, lane: u32, [left, top]: [u32; 2], [width, height]: [u32; 2], zeros: u32, ones: u32) {
-        let num_rows = (height - top).min(TILE_H);
-        let mut tiles = zeros;
-        let mut is_one = false;
+        // Zeros of the upper tiles, of the lower ones, then ones of both.
+        let mut part = 0;
         // SAFETY: rows and columns are inside the mask.
         unsafe {
-            loop {
+            while part < 2 * DOWN {
+                let (is_one, down) = (part >= DOWN, part % DOWN);
+                let tiles = (if is_one { ones } else { zeros }) >> (ACROSS * down) & ((1 << ACROSS) - 1);
+                let top = top + TILE_H * down;
+                part += 1;
+                if tiles == 0 || top >= height {
+                    continue;
+                }
+                let num_rows = (height - top).min(TILE_H);
                 if self.is_packed {
                     // A lane has two words of each row. Bits behind the width are zero.
                     let mut i = 0;
@@ -382,10 +536,9 @@ impl Out {
                         i += 1;
                     }
                 } else if self.row_bytes.is_multiple_of(16) {
-                    // A lane has 16 pixels of each quarter of a row.
+                    // A lane has 16 pixels of each quarter of a row, which is four tiles.
                     let has = |quarter: u32| {
-                        left + TILE_W * TILES / 4 * quarter + 16 * lane < width
-                            && tiles >> (TILES / 4 * quarter + lane / 8) & 1 != 0
+                        left + 4 * TILE_W * quarter + 16 * lane < width && tiles >> (4 * quarter + lane / 8) & 1 != 0
                     };
                     let (has_0, has_1, has_2, has_3) = (has(0), has(1), has(2), has(3));
                     let word = if is_one { 0x0101_0101 } else { 0 };
@@ -395,7 +548,7 @@ impl Out {
                         let row = Global::<[u32; 4]>::from_address(at);
                         let store = |has: bool, quarter: usize| {
                             if has {
-                                row.store_streaming(quarter * (TILE_W * TILES / 64) as usize, [word; 4]);
+                                row.store_streaming(quarter * (4 * TILE_W / 16) as usize, [word; 4]);
                             }
                         };
                         store(has_0, 0);
@@ -418,35 +571,54 @@ impl Out {
                         i += 1;
                     }
                 }
-                if is_one || ones == 0 {
-                    return;
-                }
-                (tiles, is_one) = (ones, true);
             }
         }
     }
 
-    /// Stores the first `len` pixels of a row of a tile, or all: four pixels of each lane.
+    /// Stores the tile that begins at column `left` and row `top` of a mask of `width` x `height`: `bits` are four of each row, the
+    /// lane's pixels.
     ///
     /// Callers: every lane of a warp.
     ///
     /// # Safety
-    /// `at` is where the tile's row begins.
+    /// The tile begins inside the mask.
     #[track_caller]
     #[inline(always)]
-    unsafe fn store(&self, lane: u32, at: u64, len: u32, nibble: u32) {
-        // SAFETY: the caller vouches for the row.
+    unsafe fn store(&self, lane: u32, [left, top]: [u32; 2], [width, height]: [u32; 2], bits: u32) {
+        let (at, len) = (self.pixels_at(left, top), width - left);
+        let num_rows = (height - top).min(TILE_H);
+        // SAFETY: rows below the height, columns below the width.
         unsafe {
             if self.is_packed {
-                let mut word = nibble << (lane % 8 * 4);
-                word |= warp::warp_shuffle_xor(FULL_MASK, word, 1);
-                word |= warp::warp_shuffle_xor(FULL_MASK, word, 2);
-                word |= warp::warp_shuffle_xor(FULL_MASK, word, 4);
-                if lane.is_multiple_of(8) && 4 * lane < len {
-                    Global::<u32>::from_address(at).store_streaming((lane / 8) as usize, word);
+                // Eight lanes have the eight fours of a word, of eight rows: transposed, each has all of a row's.
+                let halves = exchange(bits, lane, 4, 0x0000_ffff);
+                let quarters = exchange(halves, lane, 2, 0x00ff_00ff);
+                let word = exchange(quarters, lane, 1, 0x0f0f_0f0f);
+                let (row, word_idx) = (lane % 8, lane / 8);
+                if row < num_rows && 32 * word_idx < len {
+                    let at = at + (row * self.row_bytes) as u64;
+                    Global::<u32>::from_address(at).store_streaming(word_idx as usize, word);
                 }
-            } else {
-                Self::store_row(lane, at, len, nibble);
+                return;
+            }
+            let (mut i, mut rest) = (0, bits);
+            if (self.row_bytes | at as u32).is_multiple_of(4) {
+                // The width is the row's bytes.
+                let mut at = at + 4 * lane as u64;
+                while i < num_rows {
+                    if 4 * lane < len {
+                        Global::<u32>::from_address(at).store_streaming(0, bytes_of(rest & 15));
+                    }
+                    at += self.row_bytes as u64;
+                    rest >>= 4;
+                    i += 1;
+                }
+                return;
+            }
+            while i < num_rows {
+                Self::store_row(lane, at + (i * self.row_bytes) as u64, len, rest & 15);
+                rest >>= 4;
+                i += 1;
             }
         }
     }
@@ -492,6 +664,19 @@ impl Out {
     }
 }
 
+/// A step of a transposition: of lanes `distance` apart, one keeps the fours of bits of `mask` and takes the other's, the other one
+/// the rest. Callers: every lane of a warp.
+#[track_caller]
+#[inline(always)]
+fn exchange(bits: u32, lane: u32, distance: u32, mask: u32) -> u32 {
+    let other = warp::warp_shuffle_xor(FULL_MASK, bits, distance);
+    if lane & distance == 0 {
+        bits & mask | (other & mask) << (4 * distance)
+    } else {
+        bits & !mask | (other & !mask) >> (4 * distance)
+    }
+}
+
 /// Four bits as four bytes.
 #[inline(always)]
 fn bytes_of(bits: u32) -> u32 {
@@ -520,16 +705,14 @@ impl<'a> Group<'a> {
         unsafe { self.params.load(offset as u32) }
     }
 
-    /// The mask logits of a row of the selection.
+    /// The mask logits of a query.
     ///
     /// # Safety
-    /// As [`masks_dense`]; `row` is one of the image's detections.
+    /// As [`masks_dense`]; `query_idx` is one of the image's.
     #[inline(always)]
-    unsafe fn window(&self, record: &ImageRecord, image: u32, row: u32) -> Window {
-        // SAFETY: fields of the arguments; the caller vouches for the row.
+    unsafe fn window(&self, record: &ImageRecord, image: u32, query_idx: u32) -> Window {
+        // SAFETY: fields of the arguments; the caller vouches for the query.
         unsafe {
-            // Through the cache: other groups ask for the same.
-            let query_idx = Global::<u32>::from_address(self.args.queries_at).load(4 * row as usize);
             let mask_h: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_h) as u32);
             let mask_w: u32 = self.params.load(core::mem::offset_of!(MaskArgs, mask_w) as u32);
             let grid_idx = image as usize * self.args.num_queries as usize + query_idx as usize;
@@ -554,6 +737,16 @@ impl<'a> Group<'a> {
     unsafe fn cells(&self) -> Shared<f32> {
         // SAFETY: the caller vouches for it.
         unsafe { Shared::at(self.at + DENSE_WARP_CELLS) }
+    }
+
+    /// Which cells the group's rows are made of, and with which weights: their table entries.
+    ///
+    /// # Safety
+    /// As [`Group::cells`].
+    #[inline(always)]
+    unsafe fn rows(&self) -> Shared<[u32; 4]> {
+        // SAFETY: the caller vouches for it.
+        unsafe { Shared::at(self.at + DENSE_WARP_ROWS) }
     }
 
     /// Area, then left, top, right and bottom of the group's foreground.
@@ -595,9 +788,9 @@ impl<'a> Group<'a> {
                 Shared::<[u32; 4]>::at(self.at).store(self.lane, word);
             }
             warp::sync_warp(FULL_MASK);
-            let Shape { num_groups, num_across, num_tiles } = Shape::new(&self.record());
+            let Shape { num_groups, num_across, across, down } = Shape::new(&self.record());
             if self.lane == 0 {
-                Shared::<[u32; 4]>::at(self.at).store(RECORD_WORDS, [num_groups, num_across, num_tiles, 0]);
+                Shared::<[u32; 4]>::at(self.at).store(RECORD_WORDS, [num_groups, num_across, across, down]);
             }
             warp::sync_warp(FULL_MASK);
         }
@@ -610,8 +803,8 @@ impl<'a> Group<'a> {
     #[inline(always)]
     unsafe fn shape(&self) -> Shape {
         // SAFETY: the caller vouches for the words.
-        let [num_groups, num_across, num_tiles, _] = unsafe { Shared::<[u32; 4]>::at(self.at).load(RECORD_WORDS) };
-        Shape { num_groups, num_across, num_tiles }
+        let [num_groups, num_across, across, down] = unsafe { Shared::<[u32; 4]>::at(self.at).load(RECORD_WORDS) };
+        Shape { num_groups, num_across, across, down }
     }
 
     /// Where the group lies.
@@ -623,9 +816,11 @@ impl<'a> Group<'a> {
         // SAFETY: the caller vouches for the words.
         unsafe {
             let words = Shared::<[u32; 4]>::at(self.at + DENSE_WARP_GROUP);
-            let ([row, image, left, top], [first_row, first_column, num_columns, is_shared]) =
+            let ([row, image, left, top], [first_row, first_column, num_columns, query_idx]) =
                 (words.load(0), words.load(1));
-            Place { row, image, left, top, first_row, first_column, num_columns, is_shared: is_shared != 0 }
+            let [_, _, can_blend, _] = words.load(2);
+            let can_blend = can_blend != 0;
+            Place { row, image, query_idx, left, top, first_row, first_column, num_columns, can_blend }
         }
     }
 
@@ -666,24 +861,19 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Looks at a group, item `within` of those of its image: keeps its cells, where it lies, and which of its tiles are zeros or
-    /// ones; returns a bit for each tile that is mixed.
+    /// Where item `within` of an image's groups lies, and the cells that it is made of.
     ///
-    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of the query, then one of cells for most groups.
+    /// Callers: every lane of the warp.
     ///
     /// # Safety
-    /// As [`masks_dense`]; the record is kept, and the group is the warp's own.
+    /// As [`masks_dense`]; the record is kept.
     #[track_caller]
     #[inline(always)]
-    unsafe fn look(&self, image: u32, within: u32) -> u32 {
-        // SAFETY: the group is of this launch; an image has groups; cells are inside the window, and stored in the warp's own
-        // room.
+    unsafe fn aim(&self, image: u32, within: u32) -> Aim {
+        // SAFETY: an image has groups.
         unsafe {
             let record = self.record();
-            let shape = self.shape();
-            let (slot, part) = div_rem(within, shape.num_groups);
-            let (y, x) = if shape.num_across == 1 { (part, 0) } else { div_rem(part, shape.num_across) };
-            let (left, top) = (TILE_W * shape.num_tiles * x, TILE_H * y);
+            let (slot, left, top) = self.shape().place(within);
             let row = image * self.args.max_detections + slot;
             let [rows, columns] = self.part(left, top).spans(&record, self.flags, reach);
             let of_warp = |span: Span| Span {
@@ -691,24 +881,51 @@ impl<'a> Group<'a> {
                 end: warp::warp_reduce_max(FULL_MASK, span.end),
             };
             let (window_rows, window_columns) = (of_warp(rows), of_warp(columns));
+            Aim { image, slot, row, left, top, window_rows, window_columns, rows, columns }
+        }
+    }
+
+    /// Looks at a group: keeps its cells, where it lies, and which of its tiles are zeros or ones; returns a bit for each tile that
+    /// is mixed.
+    ///
+    /// Callers: every lane of the warp; valid in all lanes. Cost: a load of cells for most groups.
+    ///
+    /// # Safety
+    /// As [`masks_dense`]; the record is kept, the group is the warp's own, and exists.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn look(&self, aim: &Aim, query_idx: u32) -> u32 {
+        // SAFETY: the group is of this launch; cells are inside the window, and stored in the warp's own room.
+        unsafe {
+            let Aim { image, row, left, top, window_rows, window_columns, rows, columns, .. } = *aim;
+            let record = self.record();
             let num_columns = window_columns.end.saturating_sub(window_columns.start);
             let num_rows = window_rows.end.saturating_sub(window_rows.start);
             let is_shared = num_rows * num_columns <= DENSE_CELLS;
 
+            // Which cells the group's rows are made of: on their way beside the cells. Outside the content there are none.
+            let (tables_at, rows_offset) = self.tables(image);
+            let y = (top + self.lane).wrapping_sub(record.offset_y);
+            let mut entry = [0; 4];
+            if self.lane < DOWN * TILE_H && y < record.content_h && num_rows * num_columns > 0 {
+                entry = Global::<[u32; 4]>::from_address(tables_at).load_early((rows_offset + y) as usize);
+            }
+
             // Of the tile's cells: whether one is positive, and whether one is not positive or out of the ordinary.
-            let (mut has_positive, mut has_other, mut is_finite) = (false, false, true);
+            let (mut has_positive, mut has_other) = (false, false);
             if num_rows * num_columns > 0 {
-                let window = self.window(&record, image, row);
+                let window = self.window(&record, image, query_idx);
                 let cells = self.cells();
                 let load = |base: u32, r: u32| {
                     let c = window_columns.start + base;
                     window.four(window_rows.start + r, num_rows - 1 - r, c, window_columns.end - 1, self.lane)
                 };
+                // Rows of the tile, from the window's first.
+                let (first_row, num_tile_rows) = (rows.start - window_rows.start, rows.end.saturating_sub(rows.start));
                 let (mut base, mut r) = (0, 0);
                 let mut four = load(0, 0);
-                // Of the lane's column: the greatest cell as an integer, by how much one is out of the ordinary, and the
-                // greatest magnitude.
-                let (mut greatest, mut farthest, mut magnitude) = (0, 0, 0);
+                // Of the tile's rows in these columns: positive ones, and others. Of all cells, the greatest magnitude.
+                let (mut positive, mut other, mut magnitude) = (0, 0, 0);
                 loop {
                     // The next are on their way meanwhile.
                     let (old_base, old_r) = (base, r);
@@ -720,9 +937,18 @@ impl<'a> Group<'a> {
                     let is_kept = is_shared && old_base + self.lane < num_columns;
                     let mut at = old_r * num_columns + old_base + self.lane;
                     let mut visit = |i: u32, cell: f32| {
-                        greatest = greatest.max(cell.to_bits() as i32);
-                        farthest = farthest.max(cell.to_bits().wrapping_sub(SMALLEST.to_bits()));
-                        magnitude = magnitude.max(cell.to_bits() & 0x7fff_ffff);
+                        let is_of_tile = (old_r + i).wrapping_sub(first_row) < num_tile_rows;
+                        let bits = cell.to_bits();
+                        let is_other = bits.wrapping_sub(SMALLEST.to_bits()) > LARGEST.to_bits() - SMALLEST.to_bits();
+                        let (positives, others) = (
+                            warp::warp_vote_ballot(FULL_MASK, bits as i32 > 0),
+                            warp::warp_vote_ballot(FULL_MASK, is_other),
+                        );
+                        if is_of_tile {
+                            positive |= positives;
+                            other |= others;
+                        }
+                        magnitude = magnitude.max(bits & 0x7fff_ffff);
                         if is_kept && old_r + i < num_rows {
                             cells.store(at, cell);
                         }
@@ -743,20 +969,21 @@ impl<'a> Group<'a> {
                         if end < 32 { (1 << end) - 1 } else { u32::MAX }
                     };
                     let tile_columns = bits(columns.end) & !bits(columns.start);
-                    let positive = warp::warp_vote_ballot(FULL_MASK, greatest > 0);
-                    let other = LARGEST.to_bits() - SMALLEST.to_bits();
-                    let other = warp::warp_vote_ballot(FULL_MASK, farthest > other);
                     has_positive |= positive & tile_columns != 0;
                     has_other |= other & tile_columns != 0;
-                    is_finite &= magnitude < f32::INFINITY.to_bits();
-                    (greatest, farthest, magnitude) = (0, 0, 0);
+                    (positive, other) = (0, 0);
                     if base >= num_columns {
                         break;
                     }
                 }
-                if !warp::warp_vote_all(FULL_MASK, is_finite) {
-                    self.count_nonfinite(image, row, left, top);
+                if warp::warp_vote_any(FULL_MASK, magnitude >= f32::INFINITY.to_bits()) {
+                    self.count_nonfinite(aim, query_idx);
                 }
+            }
+            // Counts are in the upper halves.
+            let can_blend = is_shared && warp::warp_vote_all(FULL_MASK, entry[0] >> 16 <= 2);
+            if self.lane < DOWN * TILE_H {
+                self.rows().store(self.lane, entry);
             }
             let group = Self { lane: math::opaque(self.lane), ..*self };
             let part = group.part(left, top);
@@ -777,8 +1004,8 @@ impl<'a> Group<'a> {
             }
             if self.lane < 3 {
                 let words = Shared::<[u32; 4]>::at(self.at + DENSE_WARP_GROUP);
-                let window = [window_rows.start, window_columns.start, num_columns, is_shared as u32];
-                let tiles = [zeros, ones, 0, 0];
+                let window = [window_rows.start, window_columns.start, num_columns, query_idx];
+                let tiles = [zeros, ones, can_blend as u32, 0];
                 let rest = if self.lane == 1 { window } else { tiles };
                 words.store(self.lane, if self.lane == 0 { [row, image, left, top] } else { rest });
             }
@@ -794,10 +1021,12 @@ impl<'a> Group<'a> {
     unsafe fn part(&self, left: u32, top: u32) -> Part {
         // SAFETY: the caller vouches for the record.
         let record = unsafe { self.record() };
-        let (x, y) = (left + self.lane * TILE_W, top);
+        let (x, y) = (left + self.lane % ACROSS * TILE_W, top + self.lane / ACROSS * TILE_H);
         let (right, bottom) = ((x + TILE_W).min(record.width), (y + TILE_H).min(record.height));
         // SAFETY: as above.
-        let exists = self.lane < unsafe { self.shape() }.num_tiles && x < right;
+        let shape = unsafe { self.shape() };
+        let is_of_group = self.lane % ACROSS < shape.across && self.lane / ACROSS < shape.down;
+        let exists = is_of_group && x < right && y < bottom;
         let (x0, y0) = (x.max(record.offset_x), y.max(record.offset_y));
         let x1 = right.min(record.offset_x + record.content_w);
         let y1 = bottom.min(record.offset_y + record.content_h);
@@ -814,17 +1043,17 @@ impl<'a> Group<'a> {
     /// As [`Group::look`].
     #[track_caller]
     #[inline(always)]
-    unsafe fn count_nonfinite(&self, image: u32, row: u32, left: u32, top: u32) {
+    unsafe fn count_nonfinite(&self, aim: &Aim, query_idx: u32) {
         // SAFETY: the caller vouches for the group, whose cells no other group counts; the image has a header.
         unsafe {
             let group = Self { lane: math::opaque(self.lane), ..*self };
             let record = group.record();
-            let [rows, columns] = group.part(left, top).spans(&record, self.flags, counted);
+            let [rows, columns] = group.part(aim.left, aim.top).spans(&record, self.flags, counted);
             let r_end = warp::warp_reduce_max(FULL_MASK, rows.end);
             let c_end = warp::warp_reduce_max(FULL_MASK, columns.end);
             let first_c = warp::warp_reduce_min(FULL_MASK, columns.start);
             let mut r = warp::warp_reduce_min(FULL_MASK, rows.start);
-            let window = group.window(&record, image, row);
+            let window = group.window(&record, aim.image, query_idx);
             let mut count = 0;
             while r < r_end {
                 let mut c = first_c + self.lane;
@@ -837,7 +1066,7 @@ impl<'a> Group<'a> {
             let count = warp::warp_reduce_add(FULL_MASK, count);
             if self.lane == 0 && count > 0 {
                 let rows_at = self.argument(core::mem::offset_of!(MaskArgs, rows_at));
-                let at = rows_at + row as u64 * size_of::<PackedRow>() as u64;
+                let at = rows_at + aim.row as u64 * size_of::<PackedRow>() as u64;
                 Global::<u32>::from_address(at).fetch_add(NONFINITE_WORD, count);
             }
         }
@@ -924,15 +1153,7 @@ impl<'a> Group<'a> {
             let (place, record) = (self.place(), self.record());
             let (left, top) = place.tile(tile);
             let out = self.out(&record, place.image, place.row);
-            let (mut at, len) = (out.pixels_at(left, top), record.width - left);
-            let num_rows = (record.height - top).min(TILE_H);
-            let (mut i, mut rest) = (0, bits);
-            while i < num_rows {
-                out.store(self.lane, at, len, rest & 15);
-                at += out.row_bytes as u64;
-                rest >>= 4;
-                i += 1;
-            }
+            out.store(self.lane, [left, top], [record.width, record.height], bits);
             let mut stats = Stats::EMPTY;
             if bits != 0 {
                 let union = bits | bits >> 16;
@@ -965,10 +1186,13 @@ impl<'a> Group<'a> {
         // made of was kept.
         unsafe {
             let place = self.place();
-            let (left, top) = place.tile(tile);
+            if !place.can_blend {
+                return false;
+            }
+            let (left, _) = place.tile(tile);
             let record = self.record();
-            // The lanes have the entries of four columns and of one row each. Outside the content there are no cells.
-            let (tables_at, rows_offset) = self.tables(place.image);
+            // The lanes have the entries of four columns each. Outside the content there are no cells.
+            let (tables_at, _) = self.tables(place.image);
             let entries = Global::<[u32; 4]>::from_address(tables_at);
             let x = (left + 4 * self.lane).wrapping_sub(record.offset_x);
             let entry = |i: u32| {
@@ -976,11 +1200,9 @@ impl<'a> Group<'a> {
                 if x < record.content_w { entries.load_early(x as usize) } else { [0; 4] }
             };
             let (c0, c1, c2, c3) = (entry(0), entry(1), entry(2), entry(3));
-            let y = (top + self.lane % TILE_H).wrapping_sub(record.offset_y);
-            let row = if y < record.content_h { entries.load_early((rows_offset + y) as usize) } else { [0; 4] };
             // Counts are in the upper halves.
-            let most = row[0].max(c0[0]).max(c1[0]).max(c2[0].max(c3[0])) >> 16;
-            if !place.is_shared || warp::warp_vote_any(FULL_MASK, most > 2) {
+            let most = c0[0].max(c1[0]).max(c2[0].max(c3[0])) >> 16;
+            if warp::warp_vote_any(FULL_MASK, most > 2) {
                 return false;
             }
             let column = |entry: [u32; 4]| Column::new(entry, record.window_w, place.first_column, is_bilinear);
@@ -994,12 +1216,12 @@ impl<'a> Group<'a> {
 
             // The window rows above and below, in this lane's columns, and which they are.
             let (mut above, mut below, mut span) = ([0.0; 4], [0.0; 4], 0);
+            let rows = self.rows();
             let mut i = 0;
             while i < TILE_H {
-                let from = |word: u32| warp::warp_shuffle_idx(FULL_MASK, word, i);
-                let row_span = from(row[0]);
+                let [row_span, w0, w1, _] = rows.load(tile / ACROSS * TILE_H + i);
                 let (first, count) = (row_span & 0xffff, row_span >> 16);
-                let (w0, w1) = (f32::from_bits(from(row[1])), f32::from_bits(from(row[2])));
+                let (w0, w1) = (f32::from_bits(w0), f32::from_bits(w1));
                 if row_span != span && count > 0 {
                     // One row further, the row below becomes the one above.
                     let is_next = span >> 16 == 2 && span & 0xffff == first.wrapping_sub(1);
@@ -1045,7 +1267,7 @@ impl<'a> Group<'a> {
                 let (tables_at, rows_offset) = group.tables(place.image);
                 let geometry = Geometry::of_tables(group.record(), self.flags, tables_at, rows_offset);
                 let record = &geometry.record;
-                let window = group.window(record, place.image, place.row);
+                let window = group.window(record, place.image, place.query_idx);
                 let x = (left + 4 * self.lane + j % 4).wrapping_sub(record.offset_x);
                 let y = (top + j / 4).wrapping_sub(record.offset_y);
                 let is_foreground = x < record.content_w
@@ -1091,6 +1313,7 @@ impl Column {
 const NONFINITE_WORD: usize = core::mem::offset_of!(PackedRow, nonfinite_mask_logits) / 4;
 const BOX_WORD: usize = core::mem::offset_of!(PackedRow, mask_xyxy) / 4;
 const AREA_WORD: usize = core::mem::offset_of!(PackedRow, mask_area) / 4;
+const LEN_WORD: usize = core::mem::offset_of!(PackedRow, mask_len) / 4;
 
 /// The sums of all tiles of a row, and their cells that are not finite.
 ///

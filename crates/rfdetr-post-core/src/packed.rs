@@ -516,8 +516,12 @@ pub mod shared {
         pub const DENSE_TILE_W: u32 = 128;
         /// Dense masks: rows of a tile.
         pub const DENSE_TILE_H: u32 = 8;
-        /// Dense masks: tiles side by side that a warp looks at together: a group.
-        pub const DENSE_TILES: u32 = 16;
+        /// Dense masks: tiles side by side of a group.
+        pub const DENSE_ACROSS: u32 = 16;
+        /// Dense masks: tiles of a group one above the other.
+        pub const DENSE_DOWN: u32 = 2;
+        /// Dense masks: tiles of a group, which a warp looks at together, one each lane.
+        pub const DENSE_TILES: u32 = DENSE_ACROSS * DENSE_DOWN;
         /// Dense masks: cells of a group that have room; groups with more read them from device memory again.
         pub const DENSE_CELLS: u32 = 832;
         /// Dense masks: the mixed tiles of the groups that the block draws, and of those that it looks at: words, as many for each
@@ -531,8 +535,10 @@ pub mod shared {
         pub const DENSE_WARP_GROUP: u32 = size_of::<super::super::ImageRecord>() as u32 + 16;
         /// Dense masks: where a group's sums begin.
         pub const DENSE_WARP_STATS: u32 = DENSE_WARP_GROUP + 48;
+        /// Dense masks: where the table entries of a group's rows begin.
+        pub const DENSE_WARP_ROWS: u32 = DENSE_WARP_STATS + 32;
         /// Dense masks: where a group's cells begin.
-        pub const DENSE_WARP_CELLS: u32 = DENSE_WARP_STATS + 32;
+        pub const DENSE_WARP_CELLS: u32 = DENSE_WARP_ROWS + 16 * DENSE_DOWN * DENSE_TILE_H;
         /// Dense masks: bytes of a warp.
         pub const DENSE_WARP_BYTES: u32 = DENSE_WARP_CELLS + 4 * DENSE_CELLS;
 
