@@ -17,6 +17,7 @@
 //! - [`plan`]: every buffer size and launch dimension of the GPU path, as values that can be printed;
 //! - [`packed`]: the `repr(C)` records that host and device share;
 //! - [`unpack`]: a packed result, checked and decoded;
+//! - [`watch`]: how a host sees that a packed result is there;
 //! - [`detections`]: the answer.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -55,6 +56,8 @@ pub mod score;
 pub mod tensor;
 #[cfg(feature = "alloc")]
 pub mod unpack;
+#[cfg(feature = "alloc")]
+pub mod watch;
 
 #[cfg(feature = "alloc")]
 pub use crate::{

@@ -248,6 +248,15 @@ const _: () = {
     assert!(core::mem::offset_of!(ImageHeader, health) == 4);
 };
 
+/// What no word of a detection-only answer is, so that a host which puts it there before a launch sees when a word is written. (But
+/// for a NaN in a box, if it has these bits.)
+pub const NOT_WRITTEN: u32 = u32::MAX;
+
+/// Words of a row without a mask, the first ones, which the kernels write. The others are zeros from the start.
+pub const EARLY_ROW_WORDS: u32 = 8;
+
+const _: () = assert!(core::mem::offset_of!(PackedRow, mask_xyxy) == 4 * EARLY_ROW_WORDS as usize);
+
 /// The word of flag number `flag` of the result. Each has 64 bytes for itself: memory that the host looks at all the time is slow
 /// to write.
 pub const fn flag_word(flag: u32) -> u32 {
@@ -270,7 +279,7 @@ pub struct SelectArgs {
     pub queries_at: u64,
     /// `[batch]` [`ImageHeader`]: written.
     pub headers_at: u64,
-    /// `[batch, max_detections]` [`PackedRow`]: written.
+    /// `[batch, max_detections]` [`PackedRow`]: written; with `FLAG_SELECT_ONLY`, the first [`EARLY_ROW_WORDS`] of each.
     pub rows_at: u64,
     /// Axis tables: written.
     pub axes_at: u64,
