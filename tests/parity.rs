@@ -8,8 +8,8 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use rfdetr_post_core::{
-    DType, ImageMeta, MaskFormat, Options, Semantics, Size,
-    packed::{FLAG_BILINEAR, FLAG_CLIP_BOXES, MAX_SELECT},
+    BoxRounding, DType, ImageMeta, MaskFormat, Options, Semantics, Size,
+    packed::{FLAG_BILINEAR, FLAG_CLIP_BOXES, MAX_SELECT, NOT_WRITTEN},
 };
 use rfdetr_post_tests::{
     case::{OwnedTensor, RequestCase},
@@ -199,6 +199,48 @@ fn logits_that_are_minus_infinity_but_for_a_few() {
         for seed in 0..3 {
             assert_equal(&format!("{num_hits} hits, seed {seed}"), &case, seed, Shape::from_seed(seed));
         }
+    }
+}
+
+/// Detections of one image: the host sees them before their flag, whenever they come, but for a box that has what marks a word that
+/// is not written.
+#[test]
+fn detections_are_seen_before_their_flag() {
+    let (num_queries, num_classes) = (40, 3);
+    let semantics = Semantics { box_rounding: BoxRounding::None, ..Semantics::roboflow_inference() };
+    for (num_hits, is_marked) in [(0, false), (1, false), (7, false), (40, false), (7, true)] {
+        let mut boxes: Vec<f32> = (0..4 * num_queries).map(|i| 0.25 + (i % 11) as f32 / 64.0).collect();
+        if is_marked {
+            boxes[4 * 3] = f32::from_bits(NOT_WRITTEN);
+        }
+        let logits = (0..num_queries * num_classes).map(|k| {
+            let (query, class) = (k / num_classes, k % num_classes);
+            if query < num_hits && class == query % num_classes { 1.0 + (query * 7 % 40) as f32 / 64.0 } else { -9.0 }
+        });
+        let case = RequestCase {
+            boxes: OwnedTensor::new(boxes, &[1, num_queries, 4], DType::F32),
+            logits: OwnedTensor::new(logits.collect(), &[1, num_queries, num_classes], DType::F32),
+            masks: None,
+            metas: vec![ImageMeta::stretch(Size::new(61, 37), Size::new(384, 384)).unwrap()],
+            options: Options { mask_format: MaskFormat::None, semantics, ..Options::default() },
+        };
+        let expected = case.reference();
+        assert_eq!(expected.images[0].len(), num_hits);
+        let mut num_early = 0;
+        for seed in 0..400 {
+            match emulated::process_watched(&case.request().unwrap(), seed, Shape::from_seed(seed)) {
+                Ok((got, is_early)) => {
+                    assert_eq!(compare::compare(&expected, &got), Ok(()), "{num_hits} hits, seed {seed}");
+                    num_early += u32::from(is_early);
+                }
+                Err(failure) => panic!("{num_hits} hits, seed {seed}: {failure:?}"),
+            }
+        }
+        assert_eq!(
+            num_early > 0,
+            !is_marked,
+            "{num_hits} hits: {num_early} answers of 400 were seen before their flag"
+        );
     }
 }
 

@@ -21,8 +21,8 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DTYPE_F16, DTYPE_F32, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT, NO_QUERY,
-    PackedRow, SelectArgs,
+    DTYPE_F16, DTYPE_F32, EARLY_ROW_WORDS, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT,
+    NO_QUERY, PackedRow, SelectArgs,
     shared::{COUNTERS, select as layout},
 };
 
@@ -45,15 +45,18 @@ use crate::{
 /// Fours of logits that a thread has in flight.
 const UNROLL: u32 = 7;
 
-/// Words of the counters.
-const LIST_LEN: u32 = 0;
+/// Words of a header.
+const HEADER_WORDS: u32 = size_of::<ImageHeader>() as u32 / 4;
+
+/// Words of the counters. The first are those of the header, in its order, some of which stay zero.
+const FOUND: u32 = 0;
 const HEALTH: u32 = 1;
-const DIGIT: u32 = 6;
-const ABOVE: u32 = 7;
-const IN_DIGIT: u32 = 8;
-const FOUND: u32 = 9;
-const NUM_FOURS: u32 = 10;
-const NUM_COUNTERS: u32 = 11;
+const LIST_LEN: u32 = HEADER_WORDS;
+const DIGIT: u32 = LIST_LEN + 1;
+const ABOVE: u32 = DIGIT + 1;
+const IN_DIGIT: u32 = ABOVE + 1;
+const NUM_FOURS: u32 = IN_DIGIT + 1;
+const NUM_COUNTERS: u32 = NUM_FOURS + 1;
 
 /// The bit of a hit's key that says that it is above its own threshold and of a class that is kept: indices are below 2^31, so
 /// the key's inverse of one has this bit.
@@ -589,7 +592,7 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
             unsafe { counters.fetch_add(FOUND, found.count_ones()) };
         }
         let mut word = part;
-        while word < 4 && is_found && slot < args.max_detections {
+        while word < EARLY_ROW_WORDS && is_found && slot < args.max_detections {
             // SAFETY: a survivor's key; slots are distinct, and this one is one of the image's rows (P2).
             unsafe { write_row(args, params, image, slot, word, key, candidates.pair(!(key as u32))) };
             word += num_lanes;
@@ -601,13 +604,17 @@ pub unsafe fn select(args: &SelectArgs, params: Params, image: u32) {
     // SAFETY: counted before the barrier.
     let found = unsafe { counters.load(FOUND) }.min(args.max_detections);
     if tid == 0 {
+        let header_at = args.headers_at + image as u64 * size_of::<ImageHeader>() as u64;
+        let header = Global::<u32>::from_address(header_at);
         // SAFETY: counted before the barriers above; the header is this block's.
         unsafe {
-            let health = [0, 1, 2, 3].map(|i| counters.load(HEALTH + i));
-            let header =
-                Global::<[u32; 4]>::from_address(args.headers_at + image as u64 * size_of::<ImageHeader>() as u64);
-            header.store(0, [found, health[0], health[1], health[2]]);
-            header.store(1, [health[3], 0, 0, 0]);
+            // As the rows: the host may look at it before the flag.
+            header.store_volatile(FOUND as usize, found);
+            let mut word = FOUND + 1;
+            while word < HEADER_WORDS {
+                header.store_volatile(word as usize, counters.load(word));
+                word += 1;
+            }
         }
     }
     if args.flags & FLAG_SELECT_ONLY != 0 {
@@ -799,11 +806,12 @@ unsafe fn radix_select(candidates: &Candidates, num_select: u32, counters: Share
     }
 }
 
-/// Writes one word of each quarter of a detection's row: coordinate `i` of the box, and so on. The mask fields are the
-/// neutral values of the mask kernels' sums.
+/// Writes word `i` of the first half of a detection's row, and, for the mask kernels, of the second, which has the neutral values
+/// of their sums. (Without masks the second half stays the zeros that it is.) Lanes next to each other write words next to each
+/// other: what goes to the host by one store of a warp goes over the bus at once.
 ///
 /// # Safety
-/// As [`select`]; `slot` is below `max_detections`, `i` below 4, and `key` a survivor's, of `pair`.
+/// As [`select`]; `slot` is below `max_detections`, `i` below 8, and `key` a survivor's, of `pair`.
 #[inline(always)]
 unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i: u32, key: u64, pair: [u32; 2]) {
     let records_offset = core::mem::offset_of!(SelectArgs, records) as u32;
@@ -814,24 +822,25 @@ unsafe fn write_row(args: &SelectArgs, params: Params, image: u32, slot: u32, i:
         let [class_id, _] = Shared::<[u32; 2]>::at(layout::COLUMNS).load(class_idx);
         let is_inline = args.batch as usize <= INLINE_IMAGES;
         let record = load_record(is_inline, params, records_offset, args.records_at, image);
-        let coordinate = boxes::decode(cxcywh, &record, args.flags, i);
+        let quarter = i & 3;
+        let coordinate = boxes::decode(cxcywh, &record, args.flags, quarter).to_bits();
         let pick = |words: [u32; 4]| {
             let [a, b, c, d] = words;
-            if i < 2 { if i == 0 { a } else { b } } else { if i == 2 { c } else { d } }
+            if quarter < 2 { if quarter == 0 { a } else { b } } else { if quarter == 2 { c } else { d } }
         };
         let slot = image as usize * args.max_detections as usize + slot as usize;
         let row = Global::<u32>::from_address(args.rows_at + (slot * size_of::<PackedRow>()) as u64);
-        let word = i as usize;
-        row.store(word, coordinate.to_bits());
-        row.store(4 + word, pick([(key >> 32) as u32, class_id, query_idx, class_idx]));
-        let has_masks = args.flags & FLAG_SELECT_ONLY == 0;
-        row.store(8 + word, if has_masks && i < 2 { u32::MAX } else { 0 });
-        row.store(12 + word, 0);
-        if has_masks {
-            // The query, left, right, nothing.
-            let at = pick([1, 3, 2, 0]);
-            let query = Global::<u32>::from_address(args.queries_at);
-            query.store(4 * slot + at as usize, pick([coordinate.to_bits(), 0, coordinate.to_bits(), query_idx]));
+        let value = if i < 4 { coordinate } else { pick([(key >> 32) as u32, class_id, query_idx, class_idx]) };
+        // A word at once: without masks the host may look at it before the flag.
+        row.store_volatile(i as usize, value);
+        if args.flags & FLAG_SELECT_ONLY == 0 {
+            row.store(8 + i as usize, if i < 2 { u32::MAX } else { 0 });
+            if i < 4 {
+                // The query, left, right, nothing.
+                let at = pick([1, 3, 2, 0]);
+                let query = Global::<u32>::from_address(args.queries_at);
+                query.store(4 * slot + at as usize, pick([coordinate, 0, coordinate, query_idx]));
+            }
         }
     }
 }

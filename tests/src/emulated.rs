@@ -1,11 +1,14 @@
 //! The kernels under the emulator, from a request to its detections.
 
+use std::cell::RefCell;
+
 use rfdetr_post_core::{
     Detections, Error, Request, Result, Size,
-    packed::{INLINE_IMAGES, MaskArgs, SelectArgs, flag_word, shared},
+    packed::{EARLY_ROW_WORDS, INLINE_IMAGES, MaskArgs, PackedRow, SelectArgs, shared},
     plan::{DeviceBuffers, DeviceInputs, DeviceLimits, MIN_SHARED_BYTES, MaskKernel, Plan, PlanSpec},
     tensor::{DType, Tensor, TensorData},
     unpack::PackedResult,
+    watch::ResultWatch,
 };
 use rfdetr_post_kernels::{
     rfdetr_masks_dense, rfdetr_masks_grid, rfdetr_masks_rle, rfdetr_masks_rle_large, rfdetr_select,
@@ -86,6 +89,15 @@ pub fn process(request: &Request<'_>, seed: u64) -> std::result::Result<Detectio
 
 /// [`process`] with a given launch shape.
 pub fn process_shaped(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
+    process_watched(request, seed, shape).map(|(detections, _)| detections)
+}
+
+/// [`process_shaped`], and whether the answer was read before its flag was seen.
+pub fn process_watched(
+    request: &Request<'_>,
+    seed: u64,
+    shape: Shape,
+) -> std::result::Result<(Detections, bool), Failure> {
     let mut shape = shape;
     // Each image has an error of its own.
     for _ in request.metas() {
@@ -102,7 +114,7 @@ pub fn process_shaped(request: &Request<'_>, seed: u64, shape: Shape) -> std::re
     run(request, seed, shape)
 }
 
-fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<Detections, Failure> {
+fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<(Detections, bool), Failure> {
     let metas = request.metas();
     let side = |f: fn(Size) -> u32| metas.iter().map(|meta| f(meta.original)).max().unwrap_or(1);
     let spec = PlanSpec {
@@ -132,7 +144,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     }
     lower(&mut plan.rle.num_weights, shape.num_weights);
     if metas.is_empty() {
-        return Ok(Detections::default());
+        return Ok((Detections::default(), false));
     }
 
     let mut device = Device::new(seed);
@@ -155,13 +167,21 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         payload_at: arena.alloc(plan.payload_bytes.max(1) as usize),
     };
     let work = |offset: u64| buffers.work_at + offset;
-    // Of the counters, the selection sets the second; of the result, nobody relies on anything but the host's zeros.
+    // Of the counters, the selection sets the second; of the result, nobody relies on anything but what the host prepares, and the
+    // zeros of rows without masks.
     arena.write(work(plan.work.counters), &[0, 0, 0, 0, 0xa5, 0xa5, 0xa5, 0xa5]);
-    arena.write(buffers.result_at, &vec![0xa5; plan.result.masks as usize]);
-    let flag_words: Vec<_> = (0..plan.num_flags(metas.len())).map(flag_word).collect();
-    for &word in &flag_words {
-        arena.write(buffers.result_at + plan.result.flags + 4 * u64::from(word), &[0; 4]);
+    let mut before = vec![0xa5a5_a5a5; plan.result.masks as usize / 4];
+    if plan.mask_kernel.is_none() {
+        for row in before[plan.result.rows as usize / 4..].chunks_mut(size_of::<PackedRow>() / 4) {
+            row[EARLY_ROW_WORDS as usize..].fill(0);
+        }
     }
+    let words = RefCell::new(before);
+    let mut watch = ResultWatch::new(&plan, true);
+    let store = |word: u32, value: u32| words.borrow_mut()[word as usize] = value;
+    watch.begin(&plan, metas.len(), |word| words.borrow()[word as usize], store);
+    let before = words.into_inner();
+    arena.write(buffers.result_at, bytemuck::cast_slice(&before));
     arena.write(work(plan.work.columns), &plan.column_bytes());
     let records = plan.records(metas);
     if records.len() > INLINE_IMAGES {
@@ -173,6 +193,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
     if let Some(damage) = shape.damage {
         damage(&mut select_args, &mut mask_args);
     }
+    let answer = RefCell::default();
     let mut launches = vec![rfdetr_select::launch(
         select_args,
         plan.select_grid(metas.len()),
@@ -189,16 +210,16 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<De
         let launch = launch(mask_args, plan.mask_grid, plan.mask_threads, plan.mask_shared_bytes);
         launches.push(if shape.num_clusters > 0 { launch } else { launch.without_clusters() });
     }
-    launches.push(host::launch(&plan, buffers, metas.len(), sequence));
+    let host = host::Request { plan: &plan, buffers, batch: metas.len(), sequence, watch, before, seed };
+    launches.push(host::launch(host, &answer));
     let options = Options { pdl: seed & 1 == 0, ..Options::default() };
     device.run(&launches, options).map_err(|fault| Failure::Fault(Box::new(fault)))?;
 
-    let result = device.arena.download(buffers.result_at, plan.result.bytes as usize);
     let payload = device.arena.download(buffers.payload_at, plan.payload_bytes as usize);
-    let is_set = |word: u32| result[plan.result.flags as usize + 4 * word as usize..][..4] == sequence.to_ne_bytes();
-    assert!(flag_words.iter().all(|&word| is_set(word)), "flags are not set");
     assert_eq!(device.arena.download(work(plan.work.counters), 4), [0; 4], "the counter is not zero between launches");
-    Ok(PackedResult::new(&plan, metas, &result)?.decode(&payload)?)
+    drop(launches);
+    let host::Answer { bytes, is_early } = answer.into_inner();
+    Ok((PackedResult::new(&plan, metas, &bytes)?.decode(&payload)?, is_early))
 }
 
 fn upload(arena: &mut Arena, tensor: &Tensor<'_>) -> (u64, DType) {

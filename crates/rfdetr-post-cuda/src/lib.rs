@@ -292,7 +292,7 @@ impl CudaPostprocessor {
             overlaps: kernels.loaded.image.waits_for_launch_before(),
         };
         let slots = (0..config.slots)
-            .map(|_| Slot::new(&context, &plan, functions, config.result).map(Box::new))
+            .map(|_| Slot::new(&context, &plan, functions, config.result, config.launch).map(Box::new))
             .collect::<Result<VecDeque<_>>>()?;
         let device_bytes = slots.iter().map(|slot| slot.device_bytes()).sum();
         let inner = Arc::new(Inner { ring: Mutex::new(slots), plan, kernels });
@@ -342,7 +342,7 @@ impl CudaPostprocessor {
         };
         let mut slot = self.take_slot()?;
         // SAFETY: the caller vouches for the tensors; plan and metadata were checked above.
-        let launched = unsafe { slot.launch(&self.inner.plan, &inputs, metas, stream.0.cast(), self.config.launch) };
+        let launched = unsafe { slot.launch(&self.inner.plan, &inputs, metas, stream.0.cast()) };
         let ticket = Ticket { slot: Some(slot), inner: self.inner.clone() };
         launched.map(|()| ticket)
     }

@@ -8,10 +8,13 @@
 //! stores of the result, and after which it touches nothing of the slot. So when all are seen the result is there and the
 //! slot's buffers are free, though the last blocks may not have ended. (Dense and grid masks have one flag, of the block that
 //! counted itself last.)
+//!
+//! Detections of one image are seen before their flag: the host also looks at the words of the answer, each of which says
+//! whether it is there ([`ResultWatch`]). The ticket is done then, and may be dropped, but the slot is not free: the next launch
+//! waits for the flag first, and so does who frees the buffers.
 
 use std::{
     ffi::c_void,
-    ops::Range,
     ptr,
     sync::{
         Arc,
@@ -22,8 +25,9 @@ use std::{
 use cudarc::driver::sys;
 use rfdetr_post_core::{
     ImageMeta,
-    packed::{INLINE_IMAGES, ImageRecord, MaskArgs, SelectArgs, flag_word, shared},
+    packed::{INLINE_IMAGES, ImageRecord, MaskArgs, SelectArgs, shared},
     plan::{DeviceBuffers, DeviceInputs, Plan},
+    watch::ResultWatch,
 };
 
 use crate::{
@@ -93,11 +97,11 @@ pub(crate) struct Slot {
     /// The inputs of the captured arguments and of the records on the device, as long as these are of the slot's images.
     captured_inputs: Option<DeviceInputs>,
     stream: sys::CUstream,
+    mode: LaunchMode,
+    /// The answer was not seen yet. (The flags of one that was may be on their way.)
     in_flight: bool,
-    /// Where the result's flags begin.
-    flags_offset: usize,
-    /// The flags of the request that were not seen set yet.
-    awaited: Range<u32>,
+    /// What was seen of a result on the host.
+    watch: ResultWatch,
     /// The images of the request.
     pub metas: Vec<ImageMeta>,
 }
@@ -107,7 +111,13 @@ unsafe impl Send for Slot {}
 
 impl Slot {
     /// Allocates the buffers of `plan`, and uploads its column tables.
-    pub fn new(context: &Arc<Context>, plan: &Plan, functions: Functions, place: ResultPlace) -> Result<Self> {
+    pub fn new(
+        context: &Arc<Context>,
+        plan: &Plan,
+        functions: Functions,
+        place: ResultPlace,
+        mode: LaunchMode,
+    ) -> Result<Self> {
         let work = DeviceBuffer::new(context, plan.work.bytes as usize, "work")?;
         work.clear()?;
         work.write(plan.work.columns as usize, &plan.column_bytes())?;
@@ -115,7 +125,12 @@ impl Slot {
         let result = match place {
             ResultPlace::Host => ResultBuffer::Host(PinnedBuffer::new(context, result_len, "result")?),
             ResultPlace::Device => {
-                ResultBuffer::Device(DeviceBuffer::new(context, result_len, "result")?, vec![0; result_len])
+                let buffer = DeviceBuffer::new(context, result_len, "result")?;
+                if plan.mask_kernel.is_none() {
+                    // What rows say of masks is zero, and nobody writes it.
+                    buffer.clear()?;
+                }
+                ResultBuffer::Device(buffer, vec![0; result_len])
             }
         };
         let payload = match plan.payload_bytes {
@@ -140,9 +155,10 @@ impl Slot {
             captured: None,
             captured_inputs: None,
             stream: ptr::null_mut(),
+            mode,
             in_flight: false,
-            flags_offset: plan.result.flags as usize,
-            awaited: 0..0,
+            // Stream launches may be captured by the caller, and then repeated behind the watch's back.
+            watch: ResultWatch::new(plan, mode == LaunchMode::Graph),
             metas: Vec::with_capacity(plan.spec.max_batch),
         })
     }
@@ -173,7 +189,9 @@ impl Slot {
         (buffers.result_at, buffers.payload_at)
     }
 
-    /// Launches a request. The slot must not be in flight.
+    /// Launches a request, as soon as nothing of the one before is on its way. The slot must not be in flight.
+    ///
+    /// Errors: what the driver says.
     ///
     /// # Safety
     /// `inputs` stay alive and unchanged until the work has ended, and fit the plan and `metas`.
@@ -183,31 +201,27 @@ impl Slot {
         inputs: &DeviceInputs,
         metas: &[ImageMeta],
         stream: sys::CUstream,
-        mode: LaunchMode,
     ) -> Result<()> {
         debug_assert!(!self.in_flight, "a slot has one request at a time");
+        self.wait_for_end()?;
         let is_same = self.metas == metas;
         if !is_same {
             self.metas.clear();
             self.metas.extend_from_slice(metas);
             self.captured_inputs = None;
         }
-        self.awaited = 0..plan.num_flags(metas.len());
-        if let ResultBuffer::Host(buffer) = &self.result {
-            for idx in self.awaited.clone() {
-                // SAFETY: the plan has room for the flags of its batches; nothing is in flight that could write them.
-                unsafe { flag(buffer, self.flags_offset, idx) }.store(0, Ordering::Release);
-            }
-        }
         self.stream = stream;
+        self.in_flight = !metas.is_empty();
+        if metas.is_empty() {
+            return Ok(());
+        }
+        if let ResultBuffer::Host(buffer) = &self.result {
+            let words = Words(buffer);
+            self.watch.begin(plan, metas.len(), |idx| words.load(idx), |idx, value| words.store(idx, value));
+        }
         let context = self.context.clone();
-        let is_empty = metas.is_empty();
-        self.in_flight = !is_empty;
         context.with(|| {
-            if is_empty {
-                return Ok(());
-            }
-            match mode {
+            match self.mode {
                 LaunchMode::Stream => {
                     let records = plan.records(metas);
                     self.upload_records(plan, &records, stream)?;
@@ -301,23 +315,15 @@ impl Slot {
         Ok(())
     }
 
-    /// Whether the work has ended.
+    /// Whether the answer is there.
     ///
     /// Errors: what the stream says.
     pub fn is_ready(&mut self) -> Result<bool> {
         if !self.in_flight {
             return Ok(true);
         }
-        let ended = match &self.result {
-            ResultBuffer::Host(buffer) => {
-                // Those before the first that is missing were seen: they are not looked at again.
-                // SAFETY: flags of the request, written by the device only.
-                let is_set = |idx| unsafe { flag(buffer, self.flags_offset, idx) }.load(Ordering::Acquire) == SEQUENCE;
-                while !self.awaited.is_empty() && is_set(self.awaited.start) {
-                    self.awaited.start += 1;
-                }
-                self.awaited.is_empty()
-            }
+        let is_there = match &self.result {
+            ResultBuffer::Host(buffer) => self.watch.is_answered(SEQUENCE, |idx| Words(buffer).load(idx)),
             ResultBuffer::Device(..) => {
                 let handle = self.done.handle();
                 // SAFETY: the event was recorded by the launch.
@@ -328,11 +334,11 @@ impl Slot {
                 status == sys::CUresult::CUDA_SUCCESS
             }
         };
-        self.in_flight = !ended;
-        Ok(ended)
+        self.in_flight = !is_there;
+        Ok(is_there)
     }
 
-    /// Waits until the work has ended.
+    /// Waits until the answer is there.
     ///
     /// Errors: what the stream says.
     pub fn wait(&mut self) -> Result<()> {
@@ -347,12 +353,42 @@ impl Slot {
         Ok(())
     }
 
-    /// The host's bytes of the packed result, `len` of them, and the images of the request, which has ended. A result that
+    /// Whether nothing of the last request, whose answer was seen, is on its way any more.
+    fn has_ended(&mut self) -> bool {
+        match &self.result {
+            ResultBuffer::Host(buffer) => self.watch.has_ended(SEQUENCE, |idx| Words(buffer).load(idx)),
+            ResultBuffer::Device(..) => true,
+        }
+    }
+
+    /// Waits until nothing of the last request, whose answer was seen, is on its way any more: about a round trip to the device.
+    ///
+    /// Errors: what the context says.
+    fn wait_for_end(&mut self) -> Result<()> {
+        let mut spins = 0u32;
+        while !self.has_ended() {
+            spins += 1;
+            if spins.is_multiple_of(4096) {
+                // The ticket is done, so its stream may be gone. In a broken context any event is an error, also an idle one.
+                let handle = self.done.handle();
+                // SAFETY: the event is the slot's.
+                let status = self.context.with(|| Ok(unsafe { sys::cuEventQuery(handle) }))?;
+                if status != sys::CUresult::CUDA_ERROR_NOT_READY {
+                    check("cuEventQuery", status)?;
+                }
+            }
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    /// The host's bytes of the packed result, `len` of them, and the images of the request, whose answer is there. A result that
     /// is on the device is here as far as [`fetch`](Self::fetch) has copied it.
     pub fn result(&self, len: usize) -> (&[u8], &[ImageMeta]) {
         debug_assert!(!self.in_flight, "the device may still write");
         let bytes = match &self.result {
-            // SAFETY: the device has written everything, and writes nothing until the next launch, which needs the slot.
+            // SAFETY: every word that the device writes of the answer was seen, or a flag behind it, by loads of acquire order, and
+            // is written once until the next launch, which needs the slot. A flag that may be on its way is not read here.
             ResultBuffer::Host(buffer) => unsafe { std::slice::from_raw_parts(buffer.host(), len) },
             ResultBuffer::Device(_, copy) => copy,
         };
@@ -410,7 +446,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if self.in_flight {
+        if self.in_flight || !self.has_ended() {
             // The stream may be gone by now, so the whole context is waited for. There is nobody to tell of an error.
             // SAFETY: the context is alive.
             let _ = self.context.with(|| unsafe { cu!(cuCtxSynchronize()) });
@@ -418,13 +454,25 @@ impl Drop for Slot {
     }
 }
 
-/// A flag of the result, whose flags begin `offset` bytes in.
-///
-/// # Safety
-/// The result has the flag, and it is accessed atomically only while the device may write it.
-unsafe fn flag(buffer: &PinnedBuffer, offset: usize, idx: u32) -> &AtomicU32 {
-    // SAFETY: the caller vouches for the flag; the buffer begins at a page.
-    unsafe { AtomicU32::from_ptr(buffer.host().add(offset).cast::<u32>().add(flag_word(idx) as usize)) }
+/// The words of a result that the device may be writing.
+struct Words<'a>(&'a PinnedBuffer);
+
+impl Words<'_> {
+    fn word(&self, idx: u32) -> &AtomicU32 {
+        let offset = 4 * idx as usize;
+        debug_assert!(offset + 4 <= self.0.len(), "word {idx} is behind the result");
+        // SAFETY: a word of the plan's result, for which the buffer was made, and it begins at a page; what the device may write
+        // is accessed atomically only.
+        unsafe { AtomicU32::from_ptr(self.0.host().add(offset).cast()) }
+    }
+
+    fn load(&self, idx: u32) -> u32 {
+        self.word(idx).load(Ordering::Acquire)
+    }
+
+    fn store(&self, idx: u32, value: u32) {
+        self.word(idx).store(value, Ordering::Release);
+    }
 }
 
 /// Captures both launches into a graph.
