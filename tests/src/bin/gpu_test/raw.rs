@@ -169,6 +169,7 @@ impl<'a> TicketRound<'a> {
         self.captured(tally)?;
         self.empty(tally)?;
         self.one_slot(tally)?;
+        self.hurried(tally)?;
         self.stream.synchronize().map_err(text)
     }
 
@@ -319,9 +320,27 @@ impl<'a> TicketRound<'a> {
         Ok(())
     }
 
+    /// A graph launch cannot be captured: nobody repeats it without the slot, whose result is then looked at before its flag.
+    fn not_captured(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.postprocessor()?;
+        let stream = self.context.new_stream().map_err(text)?;
+        let uploaded = upload(&self.cases[0], &stream)?;
+        let before = enqueue(&mut postprocessor, &uploaded, &self.cases[0].metas, &stream);
+        same("before a capture", &self.expected[0], before.and_then(|mut ticket| answer(&mut ticket)))?;
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(text)?;
+        let ticket = enqueue(&mut postprocessor, &uploaded, &self.cases[0].metas, &stream);
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags_enum(0));
+        ensure(ticket.is_err(), &format!("a graph launch was captured: {:?}", graph.map(|graph| graph.is_some())))?;
+        tally.count("captures of graph launches refused");
+        Ok(())
+    }
+
     /// A request captured into a graph of the caller's: each launch of it answers what is in the tensors by then. Only for
     /// stream launches, and with the result on the host: an event that was captured cannot be asked.
     fn captured(&self, tally: &mut Tally) -> Result<(), String> {
+        if self.config.launch == LaunchMode::Graph {
+            return self.not_captured(tally);
+        }
         if (self.config.launch, self.config.result) != (LaunchMode::Stream, ResultPlace::Host) {
             return Ok(());
         }
@@ -385,6 +404,29 @@ impl<'a> TicketRound<'a> {
                 tally.count("requests in one slot");
             }
         }
+        Ok(())
+    }
+
+    /// Requests in one slot, each launched as soon as the answer of the one before was seen: what the device still sends of that one
+    /// must not be taken for the next one's.
+    fn hurried(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut postprocessor = self.gpu.postprocessor(CudaConfig { slots: 1, ..self.config.clone() }).map_err(text)?;
+        for round in 0..3000 {
+            let which = round % 3;
+            let mut ticket = self.enqueue(&mut postprocessor, which).map_err(text)?;
+            let mut waited = ticket.wait().map_err(|error| format!("request {round} in a hurry: {error}"))?;
+            let packed = waited.packed().map_err(text)?.ok_or("no packed answer")?;
+            let expected = &self.expected[which].images[0];
+            ensure(packed.num_detections(0) as usize == expected.len(), "the header of a request in a hurry")?;
+            if let Some(last) = expected.len().checked_sub(1) {
+                let key = |row: &DetectionRow| (row.query_idx, row.class_id, row.confidence.to_bits());
+                ensure(key(&packed.row(0, last)) == key(&expected.rows[last]), "a row of a request in a hurry")?;
+            }
+            if round % 64 == 0 {
+                same("in a hurry", &self.expected[which], waited.detections())?;
+            }
+        }
+        tally.add("requests in a hurry", 3000);
         Ok(())
     }
 
@@ -513,6 +555,9 @@ pub fn broken_context(gpu: &Gpu) -> Outcome {
     let good = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream);
     same("before", &case.reference(), good.and_then(|mut ticket| answer(&mut ticket)))?;
     stream.synchronize().map_err(text)?;
+    let mut event = std::ptr::null_mut();
+    // SAFETY: the context is current.
+    unsafe { sys::cuEventCreate(&mut event, 0) }.result().map_err(text)?;
     // SAFETY: allocated above. That it is read again is the fault that this test is about.
     unsafe { result::free_sync(logits_at) }.map_err(text)?;
     let is_sticky = |error: &Error| matches!(error, Error::Driver { is_sticky: true, .. });
@@ -525,6 +570,13 @@ pub fn broken_context(gpu: &Gpu) -> Outcome {
     ensure(matches!(answer(&mut ticket), Err(error) if is_sticky(&error)), "waiting again is no error")?;
     let next = enqueue(&mut postprocessor, &uploaded, &case.metas, &stream).and_then(|mut ticket| answer(&mut ticket));
     ensure(matches!(next, Err(Error::Driver { .. })), &format!("the next request: {:?}", next.map(drop)))?;
+    // SAFETY: created above.
+    let asked = unsafe { sys::cuEventQuery(event) };
+    // What a slot asks that waits for the flag of an answer that it has.
+    ensure(
+        asked.result().is_err() && asked != sys::CUresult::CUDA_ERROR_NOT_READY,
+        &format!("an idle event: {asked:?}"),
+    )?;
     let another = CudaPostprocessor::new(config);
     ensure(matches!(another, Err(Error::Driver { .. })), &format!("another one: {:?}", another.map(drop)))?;
     drop((ticket, postprocessor));
