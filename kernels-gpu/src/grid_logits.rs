@@ -3,6 +3,7 @@
 use rfdetr_post_core::packed::MaskArgs;
 
 use crate::{
+    flags::block_set_flag,
     inputs::load_element,
     masks::{self, Stats, Work},
     scan::div_rem,
@@ -21,6 +22,9 @@ pub unsafe fn masks_grid(args: &MaskArgs, _params: Params) {
     // SAFETY: the selection has ended; images and rows are of this launch.
     unsafe {
         let work = Work::new(args, |_, num_detections| num_detections);
+        if thread::block_idx_x() == 0 {
+            masks::block_copy_headers(args);
+        }
         let mut item = thread::block_idx_x();
         while item < work.num_items {
             let (image, slot) = work.image_of(item);
@@ -30,7 +34,7 @@ pub unsafe fn masks_grid(args: &MaskArgs, _params: Params) {
             thread::sync_threads();
         }
         if masks::count_block(args) {
-            masks::publish_all(args);
+            block_set_flag(args.block_flags_at, 0, args.sequence);
         }
     }
 }

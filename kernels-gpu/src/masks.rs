@@ -6,7 +6,6 @@ use rfdetr_post_core::packed::{
 };
 
 use crate::{
-    flags::block_set_flag,
     inputs::{RECORD_WORDS, load_record, load_record_word, record_of_words},
     scan::block_exclusive_add,
     signs::NUM_COUNTERS,
@@ -522,21 +521,5 @@ pub unsafe fn count_block(args: &MaskArgs) -> bool {
         }
         thread::sync_threads();
         counters().load(BROADCAST) != 0
-    }
-}
-
-/// Copies the headers to the result, and sets the first flag for all of it.
-///
-/// Callers: every thread of the last block.
-///
-/// # Safety
-/// As [`count_block`], which said that this block is the last.
-#[track_caller]
-#[inline(always)]
-pub unsafe fn publish_all(args: &MaskArgs) {
-    // SAFETY: the caller vouches for the masks; nobody else sets a flag.
-    unsafe {
-        block_copy_headers(args);
-        block_set_flag(args.block_flags_at, 0, args.sequence);
     }
 }

@@ -525,11 +525,11 @@ pub mod shared {
         pub const DENSE_TILE_W: u32 = 128;
         /// Dense masks: rows of a tile.
         pub const DENSE_TILE_H: u32 = 8;
-        /// Dense masks: tiles side by side of a group.
+        /// Dense masks: tiles side by side of a group, at most.
         pub const DENSE_ACROSS: u32 = 16;
-        /// Dense masks: tiles of a group one above the other.
+        /// Dense masks: tiles of a group one above the other, at most.
         pub const DENSE_DOWN: u32 = 2;
-        /// Dense masks: tiles of a group, which a warp looks at together, one each lane.
+        /// Dense masks: tiles of a group, at most: a warp looks at them together, a tile each lane.
         pub const DENSE_TILES: u32 = DENSE_ACROSS * DENSE_DOWN;
         /// Dense masks: cells of a group that have room; groups with more read them from device memory again.
         pub const DENSE_CELLS: u32 = 832;
