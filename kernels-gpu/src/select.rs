@@ -21,8 +21,8 @@
 //! is computed from the keys.
 
 use rfdetr_post_core::packed::{
-    DTYPE_F16, DTYPE_F32, EARLY_ROW_WORDS, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, INLINE_IMAGES, ImageHeader, MAX_SELECT,
-    NO_QUERY, PackedRow, SelectArgs,
+    DTYPE_F16, DTYPE_F32, EARLY_ROW_WORDS, FLAG_SELECT_ONLY, FLAG_TORCH_SCORE, HEADER_WORDS, INLINE_IMAGES,
+    ImageHeader, MAX_SELECT, NO_QUERY, PackedRow, SelectArgs,
     shared::{COUNTERS, select as layout},
 };
 
@@ -44,9 +44,6 @@ use crate::{
 
 /// Fours of logits that a thread has in flight.
 const UNROLL: u32 = 7;
-
-/// Words of a header.
-const HEADER_WORDS: u32 = size_of::<ImageHeader>() as u32 / 4;
 
 /// Words of the counters. The first are those of the header, in its order, some of which stay zero.
 const FOUND: u32 = 0;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use rfdetr_post_core::{
     Detections, Error, Request, Result, Size,
-    packed::{EARLY_ROW_WORDS, INLINE_IMAGES, MaskArgs, PackedRow, SelectArgs, shared},
+    packed::{EARLY_ROW_WORDS, INLINE_IMAGES, MaskArgs, ROW_WORDS, SelectArgs, shared},
     plan::{DeviceBuffers, DeviceInputs, DeviceLimits, MIN_SHARED_BYTES, MaskKernel, Plan, PlanSpec},
     tensor::{DType, Tensor, TensorData},
     unpack::PackedResult,
@@ -172,7 +172,7 @@ fn run(request: &Request<'_>, seed: u64, shape: Shape) -> std::result::Result<(D
     arena.write(work(plan.work.counters), &[0, 0, 0, 0, 0xa5, 0xa5, 0xa5, 0xa5]);
     let mut before = vec![0xa5a5_a5a5; plan.result.masks as usize / 4];
     if plan.mask_kernel.is_none() {
-        for row in before[plan.result.rows as usize / 4..].chunks_mut(size_of::<PackedRow>() / 4) {
+        for row in before[plan.result.rows as usize / 4..].chunks_mut(ROW_WORDS as usize) {
             row[EARLY_ROW_WORDS as usize..].fill(0);
         }
     }

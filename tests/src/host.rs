@@ -9,11 +9,14 @@
 //! host looks at before the flag comes late here, word by word, in an order that is drawn.
 #![allow(unsafe_code, reason = "reads and writes the emulator's memory, as kernels do")]
 
-use std::cell::{Cell, RefCell};
+use std::{
+    array::from_fn,
+    cell::{Cell, RefCell},
+};
 
 use rfdetr_post_core::{
     MaskFormat,
-    packed::{EARLY_ROW_WORDS, ImageHeader, ImageRecord, PackedRow},
+    packed::{EARLY_ROW_WORDS, HEADER_WORDS, ImageHeader, ImageRecord, PackedRow, ROW_WORDS},
     plan::{DeviceBuffers, Plan},
     watch::ResultWatch,
 };
@@ -62,7 +65,7 @@ pub fn launch<'a>(request: Request<'a>, answer: &'a RefCell<Answer>) -> Launch<'
             while !watch.is_answered(request.sequence, |word| bus.load(word)) {}
             let early = (!bus.has_all.get()).then(|| {
                 read(&request, |word| {
-                    let row_word = word.checked_sub((request.plan.result.rows / 4) as u32).map(|word| word % 16);
+                    let row_word = word.checked_sub((request.plan.result.rows / 4) as u32).map(|word| word % ROW_WORDS);
                     // What the kernels do not write is an ordinary word.
                     if row_word >= Some(EARLY_ROW_WORDS) { bus.plain(word) } else { bus.load(word) }
                 })
@@ -144,18 +147,17 @@ fn read(request: &Request<'_>, load: impl Fn(u32) -> u32) -> Vec<u8> {
     let (headers, rows, masks) =
         (plan.result.headers as usize / 4, plan.result.rows as usize / 4, plan.result.masks as usize);
     let len_word = core::mem::offset_of!(PackedRow, mask_len) / 4;
-    let element = if plan.spec.options.mask_format == MaskFormat::Rle { 1 } else { 4 };
+    let is_string = plan.spec.options.mask_format == MaskFormat::Rle;
     let mut strings = Vec::new();
     for image in 0..request.batch {
-        let header = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| word(headers + image * size_of::<ImageHeader>() / 4 + i));
+        let header: [u32; HEADER_WORDS as usize] = from_fn(|i| word(headers + image * HEADER_WORDS as usize + i));
         for idx in 0..header[0].min(plan.max_detections) as usize {
             let row = image * plan.max_detections as usize + idx;
-            let row_words = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
-                .map(|i| word(rows + row * size_of::<PackedRow>() / 4 + i));
+            let row_words: [u32; ROW_WORDS as usize] = from_fn(|i| word(rows + row * ROW_WORDS as usize + i));
             // A mask that does not fit is not read.
             let len = if row_words[len_word] <= plan.mask_capacity { row_words[len_word] as usize } else { 0 };
             let first = row * plan.mask_capacity as usize;
-            if element == 1 {
+            if is_string {
                 strings.push(masks + first..masks + first + len);
             } else {
                 (first..first + len).for_each(|i| _ = word(masks / 4 + i));

@@ -248,6 +248,12 @@ const _: () = {
     assert!(core::mem::offset_of!(ImageHeader, health) == 4);
 };
 
+/// Words of an [`ImageHeader`].
+pub const HEADER_WORDS: u32 = size_of::<ImageHeader>() as u32 / 4;
+
+/// Words of a [`PackedRow`].
+pub const ROW_WORDS: u32 = size_of::<PackedRow>() as u32 / 4;
+
 /// What no word of a detection-only answer is, so that a host which puts it there before a launch sees when a word is written. (But
 /// for a NaN in a box, if it has these bits.)
 pub const NOT_WRITTEN: u32 = u32::MAX;

@@ -11,12 +11,9 @@
 use core::ops::Range;
 
 use crate::{
-    packed::{EARLY_ROW_WORDS, ImageHeader, NOT_WRITTEN, PackedRow, flag_word},
+    packed::{EARLY_ROW_WORDS, HEADER_WORDS, NOT_WRITTEN, ROW_WORDS, flag_word},
     plan::Plan,
 };
-
-const HEADER_WORDS: u32 = size_of::<ImageHeader>() as u32 / 4;
-const ROW_WORDS: u32 = size_of::<PackedRow>() as u32 / 4;
 
 /// The host's side of one packed result, from request to request.
 #[derive(Debug, Clone)]
